@@ -1,0 +1,154 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands::{admin, chat, dev, group, messages};
+
+/// Carillon: a self-hosted chat backend.
+#[derive(Debug, Parser)]
+#[command(name = "carillon", version, propagate_version = true)]
+pub struct Arguments {
+    /// How answers are shown.
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        help_heading = "Global options"
+    )]
+    pub output: Output,
+    #[command(flatten)]
+    pub cluster: Cluster,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How answers are shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    #[default]
+    Table,
+    /// For programs: one JSON value, or one per line for what goes on
+    Json,
+}
+
+/// Which cluster.
+#[derive(Debug, Clone, Args)]
+pub struct Cluster {
+    /// A node's client address, host:port; repeat it or separate them by commas.
+    #[arg(
+        long = "endpoint",
+        global = true,
+        help_heading = "Global options",
+        value_name = "HOST:PORT",
+        env = "CARILLON_ENDPOINTS",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403"
+    )]
+    pub endpoints: Vec<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a cluster on this machine, for development.
+    Dev(dev::DevArguments),
+    /// Chat in the terminal.
+    Chat(chat::ChatArguments),
+    /// Send one message.
+    Send(messages::SendArguments),
+    /// Show a conversation.
+    History(messages::HistoryArguments),
+    /// Show a user's inbox after a cursor.
+    Sync(messages::SyncArguments),
+    /// Show a user's conversations, the most recently active first.
+    Conversations(messages::ConversationsArguments),
+    /// Create groups and change their members.
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// Look at and operate a cluster.
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
+}
+
+/// Who acts.
+#[derive(Debug, Clone, Args)]
+pub struct Actor {
+    /// The user who acts.
+    #[arg(long = "as", value_name = "USER")]
+    pub user: String,
+}
+
+/// A conversation, by its id or by the other user of a direct one.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub struct Target {
+    /// The other user of a direct conversation.
+    #[arg(long = "to", visible_alias = "with", value_name = "USER")]
+    pub peer: Option<String>,
+    /// The conversation's id.
+    #[arg(short, long, value_name = "ID")]
+    pub conversation: Option<String>,
+}
+
+impl Target {
+    /// The conversation's id, for `user`.
+    pub fn id(&self, user: &str) -> carillon_client::ConversationId {
+        match (&self.peer, &self.conversation) {
+            (Some(peer), _) => carillon_client::ConversationId::direct(user, peer),
+            (None, Some(id)) => id.into(),
+            // clap lets neither pass only when the group is not required.
+            (None, None) => "".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn endpoints_come_repeated_or_separated() {
+        let parse = |list: &[&str]| Arguments::try_parse_from(list).expect("parsed");
+        let parsed = parse(&["carillon", "admin", "status", "--endpoint", "a:1,b:2"]);
+        assert_eq!(parsed.cluster.endpoints, ["a:1", "b:2"]);
+        let parsed = parse(&[
+            "carillon",
+            "--endpoint",
+            "a:1",
+            "--endpoint",
+            "b:2",
+            "-o",
+            "json",
+            "admin",
+            "nodes",
+        ]);
+        assert_eq!(parsed.cluster.endpoints, ["a:1", "b:2"]);
+        assert_eq!(parsed.output, Output::Json);
+    }
+
+    #[test]
+    fn a_target_is_one_of_two() {
+        let send = ["carillon", "send", "--as", "bob"];
+        let with = |rest: &[&str]| {
+            Arguments::try_parse_from(send.iter().copied().chain(rest.iter().copied()))
+        };
+        assert!(with(&["hi"]).is_err());
+        assert!(with(&["--to", "a", "-c", "b", "hi"]).is_err());
+        let parsed = with(&["--to", "alice", "hi"]).expect("parsed");
+        match parsed.command {
+            Command::Send(send) => {
+                assert_eq!(send.target.id("bob").as_str(), "direct:alice:bob");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! `carillon admin`: what operators ask of a cluster.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use carillon_client::AdminClient;
+use carillon_client::admin_proto as proto;
+use clap::{Args, Subcommand};
+use proto::replica_status::Role;
+use serde_json::{Value, json};
+
+use crate::arguments::{Cluster, Output};
+use crate::output::{self, Paint};
+use crate::present;
+
+#[derive(Debug, Subcommand)]
+pub enum AdminCommand {
+    /// The cluster at a glance.
+    Status,
+    /// The nodes and how each of them is.
+    Nodes,
+    /// The shards, their leaders and replicas.
+    Shards(ShardsArguments),
+    /// Hand the leadership of a shard to another node.
+    Transfer(TransferArguments),
+    /// Compare the state of a shard's replicas; fails when they differ.
+    Checksum(ChecksumArguments),
+    /// Flush a shard's state and purge its log.
+    Snapshot(SnapshotArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ShardsArguments {
+    /// Only this one; 0 is the meta group.
+    shard: Option<u32>,
+    /// Every replica's terms and log positions.
+    #[arg(short, long)]
+    long: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TransferArguments {
+    /// The shard.
+    shard: u32,
+    /// The node that should lead it.
+    #[arg(long = "to", value_name = "NODE")]
+    node: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct ChecksumArguments {
+    /// The shard. Default: all of them.
+    shard: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct SnapshotArguments {
+    /// The shard.
+    shard: u32,
+    /// On this node. Default: where it is led.
+    #[arg(long)]
+    node: Option<u64>,
+}
+
+/// Carries out `carillon admin …`.
+pub async fn run(
+    command: AdminCommand,
+    cluster: &Cluster,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let admin = AdminClient::new(&cluster.endpoints)?;
+    match command {
+        AdminCommand::Status => status(&admin, output).await?,
+        AdminCommand::Nodes => {
+            let nodes = admin
+                .list_nodes()
+                .await
+                .context("could not list the nodes")?;
+            show_nodes(&nodes, output)?;
+        }
+        AdminCommand::Shards(arguments) => shards(&admin, &arguments, output).await?,
+        AdminCommand::Transfer(arguments) => transfer(&admin, &arguments, output).await?,
+        AdminCommand::Checksum(arguments) => return checksum(&admin, &arguments, output).await,
+        AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
+    let cluster = admin
+        .get_cluster()
+        .await
+        .context("could not ask the cluster for its status")?;
+    if output == Output::Json {
+        return Ok(output::json(&json!({
+            "cluster_id": cluster.cluster_id,
+            "cluster_name": cluster.cluster_name,
+            "map_epoch": cluster.map_epoch,
+            "nodes": cluster.nodes,
+            "nodes_up": cluster.nodes_up,
+            "shards": cluster.shards,
+            "shards_led": cluster.shards_led,
+            "replication_factor": cluster.replication_factor,
+            "meta_leader_node": cluster.meta_leader_node,
+            "answering_node": cluster.answering_node,
+            "version": cluster.version,
+        }))?);
+    }
+    let paint = Paint::for_stdout();
+    let whole = cluster.nodes_up == cluster.nodes && cluster.shards_led == cluster.shards;
+    let state = if whole {
+        paint.good("healthy")
+    } else if cluster.shards_led == cluster.shards && cluster.meta_leader_node != 0 {
+        paint.warn("degraded: all shards work, but some nodes are down")
+    } else {
+        paint.bad("impaired: some shards have no leader")
+    };
+    let meta = match cluster.meta_leader_node {
+        0 => "no leader".to_owned(),
+        node => format!("led by node {node}"),
+    };
+    let lines = [
+        ("cluster", present::printable(&cluster.cluster_name)),
+        ("id", present::printable(&cluster.cluster_id)),
+        ("state", state),
+        (
+            "nodes",
+            format!("{} of {} up", cluster.nodes_up, cluster.nodes),
+        ),
+        (
+            "shards",
+            format!(
+                "{} of {} led, {} replicas each, map epoch {}",
+                cluster.shards_led, cluster.shards, cluster.replication_factor, cluster.map_epoch
+            ),
+        ),
+        ("meta group", meta),
+        (
+            "answered by",
+            format!(
+                "node {}, version {}",
+                cluster.answering_node,
+                present::printable(&cluster.version)
+            ),
+        ),
+    ];
+    for (name, value) in lines {
+        output::line(&format!("{name:<12} {value}"))?;
+    }
+    Ok(())
+}
+
+fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()> {
+    if output == Output::Json {
+        let list: Vec<Value> = nodes.iter().map(node_json).collect();
+        return Ok(output::json(&json!({ "nodes": list }))?);
+    }
+    let mut table = output::table(&[
+        "node",
+        "state",
+        "client",
+        "peer",
+        "up for",
+        "leads",
+        "replicas",
+        "sessions",
+        "state size",
+        "log size",
+        "version",
+    ]);
+    for node in nodes {
+        let state = match (node.up, node.draining) {
+            (false, _) => "down",
+            (true, true) => "stopping",
+            (true, false) => "up",
+        };
+        table.add_row([
+            node.node_id.to_string(),
+            state.to_owned(),
+            present::printable(&node.client_address),
+            present::printable(&node.peer_address),
+            present::duration(node.uptime_seconds),
+            node.leaders.to_string(),
+            node.replicas.to_string(),
+            node.sessions.to_string(),
+            present::bytes(node.state_bytes),
+            present::bytes(node.log_bytes),
+            present::printable(&node.version),
+        ]);
+    }
+    Ok(output::show(&table)?)
+}
+
+fn node_json(node: &proto::NodeStatus) -> Value {
+    json!({
+        "node_id": node.node_id,
+        "client_address": node.client_address,
+        "peer_address": node.peer_address,
+        "up": node.up,
+        "draining": node.draining,
+        "version": node.version,
+        "uptime_seconds": node.uptime_seconds,
+        "replicas": node.replicas,
+        "leaders": node.leaders,
+        "sessions": node.sessions,
+        "state_bytes": node.state_bytes,
+        "log_bytes": node.log_bytes,
+    })
+}
+
+async fn shards(
+    admin: &AdminClient,
+    arguments: &ShardsArguments,
+    output: Output,
+) -> anyhow::Result<()> {
+    let shards = admin
+        .list_shards(arguments.shard)
+        .await
+        .context("could not list the shards")?;
+    if output == Output::Json {
+        let list: Vec<Value> = shards.iter().map(shard_json).collect();
+        return Ok(output::json(&json!({ "shards": list }))?);
+    }
+    let table = if arguments.long {
+        replica_table(&shards)
+    } else {
+        shard_table(&shards)
+    };
+    Ok(output::show(&table)?)
+}
+
+fn shard_table(shards: &[proto::ShardStatus]) -> comfy_table::Table {
+    let mut table = output::table(&[
+        "shard", "slots", "leader", "replicas", "term", "applied", "lag", "size",
+    ]);
+    for shard in shards {
+        let leader = shard.replicas.iter().find(|r| r.role() == Role::Leader);
+        let seen = leader.or_else(|| shard.replicas.iter().max_by_key(|r| r.applied_index));
+        let applied = seen.map_or(0, |r| r.applied_index);
+        let behind = shard.replicas.iter().map(|r| r.applied_index).min();
+        let nodes: Vec<String> = shard
+            .replicas
+            .iter()
+            .map(|r| r.node_id.to_string())
+            .collect();
+        table.add_row([
+            shard_name(shard.shard_id),
+            slots(shard),
+            leader_name(shard.leader_node),
+            nodes.join(" "),
+            seen.map_or(0, |r| r.term).to_string(),
+            applied.to_string(),
+            applied
+                .saturating_sub(behind.unwrap_or(applied))
+                .to_string(),
+            present::bytes(seen.map_or(0, |r| r.state_bytes)),
+        ]);
+    }
+    table
+}
+
+fn replica_table(shards: &[proto::ShardStatus]) -> comfy_table::Table {
+    let mut table = output::table(&[
+        "shard", "node", "replica", "role", "term", "last log", "applied", "flushed", "purged",
+        "size",
+    ]);
+    for shard in shards {
+        for replica in &shard.replicas {
+            table.add_row([
+                shard_name(shard.shard_id),
+                replica.node_id.to_string(),
+                replica.replica_id.to_string(),
+                role(replica.role()).to_owned(),
+                replica.term.to_string(),
+                replica.last_log_index.to_string(),
+                replica.applied_index.to_string(),
+                replica.flushed_index.to_string(),
+                replica.purged_index.to_string(),
+                present::bytes(replica.state_bytes),
+            ]);
+        }
+    }
+    table
+}
+
+fn shard_name(shard: u32) -> String {
+    match shard {
+        0 => "meta".to_owned(),
+        id => id.to_string(),
+    }
+}
+
+fn slots(shard: &proto::ShardStatus) -> String {
+    match shard.shard_id {
+        0 => "-".to_owned(),
+        _ => format!("{}-{}", shard.slot_first, shard.slot_last),
+    }
+}
+
+fn leader_name(node: u64) -> String {
+    match node {
+        0 => "none".to_owned(),
+        node => format!("node {node}"),
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+        Role::Unknown | Role::Unspecified => "unknown",
+    }
+}
+
+fn shard_json(shard: &proto::ShardStatus) -> Value {
+    let replicas: Vec<Value> = shard
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "node_id": replica.node_id,
+                "replica_id": replica.replica_id,
+                "role": role(replica.role()),
+                "term": replica.term,
+                "last_log_index": replica.last_log_index,
+                "applied_index": replica.applied_index,
+                "flushed_index": replica.flushed_index,
+                "purged_index": replica.purged_index,
+                "state_bytes": replica.state_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "shard_id": shard.shard_id,
+        "slot_first": shard.slot_first,
+        "slot_last": shard.slot_last,
+        "leader_node": shard.leader_node,
+        "replicas": replicas,
+    })
+}
+
+async fn transfer(
+    admin: &AdminClient,
+    arguments: &TransferArguments,
+    output: Output,
+) -> anyhow::Result<()> {
+    let TransferArguments { shard, node } = *arguments;
+    let answer = admin
+        .transfer_leader(shard, node)
+        .await
+        .with_context(|| format!("could not hand shard {shard} to node {node}"))?;
+    match output {
+        Output::Table => output::line(&format!(
+            "shard {} is led by node {}",
+            shard_name(shard),
+            answer.leader_node
+        ))?,
+        Output::Json => output::json(&json!({
+            "shard_id": shard,
+            "leader_node": answer.leader_node,
+        }))?,
+    }
+    Ok(())
+}
+
+async fn checksum(
+    admin: &AdminClient,
+    arguments: &ChecksumArguments,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let shards: Vec<u32> = match arguments.shard {
+        Some(shard) => vec![shard],
+        None => {
+            let all = admin.list_shards(None).await;
+            let all = all.context("could not list the shards")?;
+            all.iter().map(|shard| shard.shard_id).collect()
+        }
+    };
+    let mut table = output::table(&[
+        "shard", "index", "node", "checksum", "keys", "size", "result",
+    ]);
+    let mut list = Vec::new();
+    let mut consistent = true;
+    for shard in shards {
+        let answer = admin
+            .checksum_shard(shard)
+            .await
+            .with_context(|| format!("could not compute the checksum of shard {shard}"))?;
+        consistent &= answer.consistent;
+        let result = if answer.consistent {
+            "equal"
+        } else {
+            "NOT EQUAL"
+        };
+        for replica in &answer.replicas {
+            table.add_row([
+                shard_name(shard),
+                answer.log_index.to_string(),
+                replica.node_id.to_string(),
+                present::printable(&replica.checksum),
+                replica.keys.to_string(),
+                present::bytes(replica.bytes),
+                result.to_owned(),
+            ]);
+        }
+        list.push(checksum_json(shard, &answer));
+    }
+    match output {
+        Output::Table => output::show(&table)?,
+        Output::Json => output::json(&json!({ "consistent": consistent, "shards": list }))?,
+    }
+    Ok(if consistent {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn checksum_json(shard: u32, answer: &proto::ChecksumShardResponse) -> Value {
+    let replicas: Vec<Value> = answer
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "node_id": replica.node_id,
+                "checksum": replica.checksum,
+                "keys": replica.keys,
+                "bytes": replica.bytes,
+            })
+        })
+        .collect();
+    json!({
+        "shard_id": shard,
+        "log_index": answer.log_index,
+        "consistent": answer.consistent,
+        "replicas": replicas,
+    })
+}
+
+async fn snapshot(
+    admin: &AdminClient,
+    arguments: &SnapshotArguments,
+    output: Output,
+) -> anyhow::Result<()> {
+    let shard = arguments.shard;
+    let answer = admin
+        .trigger_snapshot(shard, arguments.node)
+        .await
+        .with_context(|| format!("could not snapshot shard {shard}"))?;
+    match output {
+        Output::Table => output::line(&format!(
+            "shard {} is durable without its log up to index {}",
+            shard_name(shard),
+            answer.flushed_index
+        ))?,
+        Output::Json => output::json(&json!({
+            "shard_id": shard,
+            "flushed_index": answer.flushed_index,
+        }))?,
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! The calls of `carillon.admin.v1`. Any node answers for the whole cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carillon_proto::admin;
+use carillon_proto::admin::admin_client::AdminClient as Stub;
+use tonic::transport::Channel;
+
+use crate::caller::{ANSWER_BYTES_MAX, Caller};
+use crate::endpoints::Endpoints;
+use crate::error::ClientError;
+
+/// For all tries of one call together.
+const CALL_TIMEOUT: Duration = Duration::from_secs(6);
+/// For one try.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(4);
+/// What a transfer of leadership may take beyond that: it waits for the new leader.
+const TRANSFER_EXTRA: Duration = Duration::from_secs(10);
+/// What a checksum may take beyond that: it reads all of a shard's state.
+const CHECKSUM_EXTRA: Duration = Duration::from_secs(60);
+/// What a flush of a shard's state may take beyond that.
+const SNAPSHOT_EXTRA: Duration = Duration::from_secs(60);
+
+/// Looks at and operates a cluster; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AdminClient {
+    caller: Caller,
+}
+
+fn stub(channel: Channel) -> Stub<Channel> {
+    Stub::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
+}
+
+impl AdminClient {
+    /// Uses the client ports of these nodes, `host:port`, in turn. Must be called within a
+    /// tokio runtime; connects when the first call needs it.
+    pub fn new(endpoints: &[String]) -> Result<Self, ClientError> {
+        let endpoints = Arc::new(Endpoints::new(endpoints, 0)?);
+        Ok(Self {
+            caller: Caller::new(endpoints, None, CALL_TIMEOUT, ATTEMPT_TIMEOUT)?,
+        })
+    }
+
+    /// The cluster at a glance.
+    pub async fn get_cluster(&self) -> Result<admin::GetClusterResponse, ClientError> {
+        let request = admin::GetClusterRequest {};
+        self.caller
+            .call(
+                "get_cluster",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).get_cluster(request).await,
+            )
+            .await
+    }
+
+    /// The nodes and how each of them is.
+    pub async fn list_nodes(&self) -> Result<Vec<admin::NodeStatus>, ClientError> {
+        let request = admin::ListNodesRequest {};
+        let answer = self
+            .caller
+            .call(
+                "list_nodes",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).list_nodes(request).await,
+            )
+            .await?;
+        Ok(answer.nodes)
+    }
+
+    /// The shards and their replicas: one of them, or all with the meta group (0).
+    pub async fn list_shards(
+        &self,
+        shard: Option<u32>,
+    ) -> Result<Vec<admin::ShardStatus>, ClientError> {
+        let request = admin::ListShardsRequest { shard_id: shard };
+        let answer = self
+            .caller
+            .call(
+                "list_shards",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).list_shards(request).await,
+            )
+            .await?;
+        Ok(answer.shards)
+    }
+
+    /// The checksum of a shard's state on each replica, at the same log index.
+    pub async fn checksum_shard(
+        &self,
+        shard: u32,
+    ) -> Result<admin::ChecksumShardResponse, ClientError> {
+        let request = admin::ChecksumShardRequest { shard_id: shard };
+        self.caller
+            .call(
+                "checksum_shard",
+                request,
+                CHECKSUM_EXTRA,
+                async |channel, request| stub(channel).checksum_shard(request).await,
+            )
+            .await
+    }
+
+    /// Hands the leadership of a shard to the replica on `node`; answered when it leads.
+    pub async fn transfer_leader(
+        &self,
+        shard: u32,
+        node: u64,
+    ) -> Result<admin::TransferLeaderResponse, ClientError> {
+        let request = admin::TransferLeaderRequest {
+            shard_id: shard,
+            to_node: node,
+        };
+        self.caller
+            .call(
+                "transfer_leader",
+                request,
+                TRANSFER_EXTRA,
+                async |channel, request| stub(channel).transfer_leader(request).await,
+            )
+            .await
+    }
+
+    /// Flushes a shard's state on `node` (`None`: on its leader's) and purges its log.
+    pub async fn trigger_snapshot(
+        &self,
+        shard: u32,
+        node: Option<u64>,
+    ) -> Result<admin::TriggerSnapshotResponse, ClientError> {
+        let request = admin::TriggerSnapshotRequest {
+            shard_id: shard,
+            node_id: node.unwrap_or(0),
+        };
+        self.caller
+            .call(
+                "trigger_snapshot",
+                request,
+                SNAPSHOT_EXTRA,
+                async |channel, request| stub(channel).trigger_snapshot(request).await,
+            )
+            .await
+    }
+}

@@ -1,0 +1,225 @@
+//! `apply(view, context, command) -> Effects`: what one command does to a shard's state.
+//!
+//! The only writer of the state. Time enters with the command's batch, message ids come
+//! from the shard's clock, and nothing depends on the batch's boundaries: the same
+//! commands with the same times leave the same bytes on every replica. A refused command
+//! changes nothing.
+//!
+//! A record that does not decode ends the process (it panics): the state is damaged, and
+//! going on would spread the damage.
+
+mod inbox;
+mod members;
+mod timeline;
+
+use bytes::BytesMut;
+
+use crate::command::Command;
+use crate::ids::{ConversationId, InboxSeq, Seq, ShardId, TimestampMs, UserId};
+use crate::records::{MemberRecord, MessageRecord, Record, ShardClock};
+use crate::reply::{Refusal, Reply};
+use crate::view::View;
+
+/// The largest number of members of a group.
+pub const MEMBERS_MAX: u32 = 500;
+/// How long a send's own id is remembered at least, milliseconds.
+pub const DEDUP_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
+/// Old dedup records of a conversation are looked for once in so many entries.
+pub const DEDUP_PRUNE_EVERY: u64 = 64;
+/// The most entries that are looked at then. More than [`DEDUP_PRUNE_EVERY`], so that
+/// it catches up.
+pub const DEDUP_PRUNE_ENTRIES_MAX: usize = 256;
+/// The most undelivered earlier stays of one member ([`MemberRecord::earlier`]).
+pub const EARLIER_STAYS_MAX: usize = 8;
+
+/// What a batch brings along: whose shard it is and when it was made.
+pub struct Context<'a> {
+    shard: ShardId,
+    at: TimestampMs,
+    clock: &'a mut ShardClock,
+    scratch: BytesMut,
+}
+
+impl<'a> Context<'a> {
+    /// The context of a batch of `shard` made at `at` by the leader's clock. `clock` is
+    /// part of the shard's state: keep it with `last_applied`.
+    pub fn new(shard: ShardId, at: TimestampMs, clock: &'a mut ShardClock) -> Self {
+        Context {
+            shard,
+            at,
+            clock,
+            scratch: BytesMut::with_capacity(256),
+        }
+    }
+
+    /// Encodes `record` and puts it under `key`.
+    #[inline]
+    fn save(&mut self, view: &mut impl View, key: &[u8], record: &impl Record) {
+        self.scratch.clear();
+        record.encode(&mut self.scratch);
+        view.put(key, &self.scratch);
+    }
+}
+
+/// What follows from a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effects {
+    /// The answer for whoever proposed it.
+    pub reply: Reply,
+    /// Work for the replica that leads; others drop it.
+    pub event: Option<Event>,
+}
+
+impl Effects {
+    fn reply(reply: Reply) -> Effects {
+        Effects { reply, event: None }
+    }
+}
+
+impl From<Refusal> for Effects {
+    fn from(refusal: Refusal) -> Effects {
+        Effects::reply(Reply::Refused(refusal))
+    }
+}
+
+/// Work that follows from a command. None of it is lost with the leader: what must be
+/// done is in the state (outbox markers, inboxes).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An entry of a timeline waits for its fan-out.
+    Stored {
+        /// The conversation.
+        conversation: ConversationId,
+        /// The entry's place.
+        seq: Seq,
+        /// The entry.
+        message: MessageRecord,
+    },
+    /// An entry is in inboxes and can be pushed.
+    Delivered {
+        /// The conversation.
+        conversation: ConversationId,
+        /// The entry's place there.
+        seq: Seq,
+        /// Who got it now; users who had it already are not here.
+        deliveries: Vec<Delivery>,
+    },
+    /// The state's checksum at this point is asked for.
+    ChecksumRequested {
+        /// Names the answer.
+        nonce: u64,
+    },
+}
+
+/// One new inbox entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Whose inbox.
+    pub user: UserId,
+    /// Its place there.
+    pub inbox_seq: InboxSeq,
+    /// The user's unread count of the conversation just after it.
+    pub unread: u32,
+}
+
+/// Applies one command. Deterministic: see the module.
+///
+/// # Panics
+/// When a record of the state is damaged.
+pub fn apply<V: View>(view: &mut V, context: &mut Context<'_>, command: Command) -> Effects {
+    match command {
+        Command::Send {
+            conversation,
+            sender,
+            client_message_id,
+            content,
+        } => timeline::send(
+            view,
+            context,
+            conversation,
+            sender,
+            client_message_id,
+            content,
+        ),
+        Command::CreateGroup {
+            conversation,
+            name,
+            creator,
+            members,
+            request_id,
+        } => {
+            let group = members::NewGroup {
+                name,
+                creator,
+                members,
+                request_id,
+            };
+            members::create(view, context, conversation, group)
+        }
+        Command::AddMembers {
+            conversation,
+            actor,
+            members,
+        } => {
+            members::add(view, context, conversation, actor, members).unwrap_or_else(Effects::from)
+        }
+        Command::RemoveMembers {
+            conversation,
+            actor,
+            members,
+        } => members::remove(view, context, conversation, actor, members)
+            .unwrap_or_else(Effects::from),
+        Command::AdvanceOutbox { items } => timeline::advance_outbox(view, context, &items),
+        Command::Deliver {
+            conversation,
+            seq,
+            at,
+            sender,
+            countable,
+            users,
+            leaving,
+        } => {
+            let entry = inbox::Entry {
+                conversation,
+                seq,
+                at,
+                sender,
+                countable,
+            };
+            inbox::deliver(view, context, entry, users, &leaving)
+        }
+        Command::MarkRead {
+            user,
+            conversation,
+            seq,
+            verified_end,
+        } => inbox::mark_read(view, context, &user, &conversation, seq, verified_end)
+            .unwrap_or_else(Effects::from),
+        Command::AckCursor {
+            user,
+            device,
+            inbox_seq,
+        } => inbox::ack_cursor(view, context, &user, &device, inbox_seq),
+        Command::Checksum { nonce } => Effects {
+            reply: Reply::Done,
+            event: Some(Event::ChecksumRequested { nonce }),
+        },
+    }
+}
+
+/// Who gets the entry `seq`: everyone whose stay, now or earlier, includes it. `members`
+/// is what [`crate::read::members_all`] returned after the entry was stored.
+pub fn recipients(members: &[(UserId, MemberRecord)], seq: Seq) -> impl Iterator<Item = &UserId> {
+    let receiving = members
+        .iter()
+        .filter(move |(_, member)| member.receives(seq));
+    receiving.map(|(user, _)| user)
+}
+
+/// Those of the recipients whom the entry `seq` removes.
+pub fn leaving(members: &[(UserId, MemberRecord)], seq: Seq) -> impl Iterator<Item = &UserId> {
+    let leaving = members
+        .iter()
+        .filter(move |(_, member)| member.leaves_at(seq));
+    leaving.map(|(user, _)| user)
+}

@@ -1,0 +1,8 @@
+//! The rules one by one, with named cases: refusals and limits, members who leave and come
+//! back, the window in which sends are recognised, read positions in long inboxes, pages.
+
+mod chat;
+mod members;
+mod pages;
+mod timeline;
+mod unread;

@@ -1,0 +1,198 @@
+//! The thread that prepares the next segment file and disposes of freed ones, so that neither
+//! delays a write.
+//!
+//! Owner of the spare files. Invariants: segments are disposed of in the order of their numbers,
+//! each durably before the next, so that the files in use are always contiguous; the rename of a
+//! recycled file is durable before its header is overwritten.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use crate::format::SegmentNumber;
+use crate::options::LogOptions;
+use crate::queue::Poison;
+use crate::segment::{self, SegmentFile};
+use crate::{LogError, failpoint};
+
+/// Commands that may wait; the writer blocks above it.
+const COMMANDS_MAX: usize = 64;
+
+type Prepared = Result<SegmentFile, LogError>;
+
+enum Command {
+    Prepare(SegmentNumber, SyncSender<Prepared>),
+    Dispose(Arc<SegmentFile>),
+}
+
+/// The writer's side of the allocator.
+pub(crate) struct Allocator {
+    commands: Option<SyncSender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    next: Option<(SegmentNumber, Receiver<Prepared>)>,
+    dir: PathBuf,
+}
+
+/// A segment file, and whether the writer had to wait for it.
+pub(crate) struct Allocated {
+    pub(crate) file: SegmentFile,
+    pub(crate) stalled: bool,
+}
+
+impl Allocator {
+    pub(crate) fn start(options: &LogOptions, poison: Arc<Poison>) -> Result<Self, LogError> {
+        let (commands, receiver) = sync_channel(COMMANDS_MAX);
+        let files = Files {
+            dir: options.dir.clone(),
+            segment_bytes: options.segment_bytes,
+            spares_max: options.recycled_segments_max,
+            spares: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("carillon-log-files".to_owned())
+            .spawn(move || files.run(&receiver, &poison))
+            .map_err(LogError::io("start the file thread for", &options.dir))?;
+        Ok(Allocator {
+            commands: Some(commands),
+            thread: Some(thread),
+            next: None,
+            dir: options.dir.clone(),
+        })
+    }
+
+    fn send(&self, command: Command) -> Result<(), LogError> {
+        let commands = self.commands.as_ref().ok_or(LogError::Closed)?;
+        let sent = match commands.try_send(command) {
+            Err(TrySendError::Full(command)) => commands.send(command).is_ok(),
+            sent => sent.is_ok(),
+        };
+        if sent { Ok(()) } else { Err(self.gone()) }
+    }
+
+    fn gone(&self) -> LogError {
+        let source = std::io::Error::other("its thread ended");
+        LogError::Io {
+            action: "allocate segments in",
+            path: self.dir.clone(),
+            source,
+        }
+    }
+
+    /// Begins to prepare segment `number`.
+    pub(crate) fn prepare(&mut self, number: SegmentNumber) -> Result<(), LogError> {
+        let (sender, receiver) = sync_channel(1);
+        self.send(Command::Prepare(number, sender))?;
+        self.next = Some((number, receiver));
+        Ok(())
+    }
+
+    /// The file of segment `number`. A disk that was full when it was prepared early gets a second
+    /// chance, now that it is needed.
+    pub(crate) fn allocate(&mut self, number: SegmentNumber) -> Result<Allocated, LogError> {
+        if self.next.as_ref().is_none_or(|(next, _)| *next != number) {
+            self.prepare(number)?;
+        }
+        let (_, prepared) = self.next.take().ok_or_else(|| self.gone())?;
+        if let Ok(Ok(file)) = prepared.try_recv() {
+            return Ok(Allocated {
+                file,
+                stalled: false,
+            });
+        }
+        let file = match prepared.recv().map_err(|_| self.gone())? {
+            Err(error) if error.is_storage_full() => {
+                self.prepare(number)?;
+                let (_, prepared) = self.next.take().ok_or_else(|| self.gone())?;
+                prepared.recv().map_err(|_| self.gone())?
+            }
+            prepared => prepared,
+        };
+        Ok(Allocated {
+            file: file?,
+            stalled: true,
+        })
+    }
+
+    /// Recycles or deletes a segment that is no longer in use.
+    pub(crate) fn dispose(&self, file: Arc<SegmentFile>) -> Result<(), LogError> {
+        self.send(Command::Dispose(file))
+    }
+
+    /// Ends the thread after what was asked of it.
+    pub(crate) fn stop(&mut self) {
+        self.commands = None;
+        self.next = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the raft log's file thread panicked");
+        }
+    }
+}
+
+impl Drop for Allocator {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The thread's side.
+struct Files {
+    dir: PathBuf,
+    segment_bytes: u64,
+    spares_max: usize,
+    spares: Vec<(File, PathBuf)>,
+}
+
+impl Files {
+    fn run(mut self, commands: &Receiver<Command>, poison: &Poison) {
+        while let Ok(command) = commands.recv() {
+            let done = match command {
+                Command::Prepare(number, reply) => {
+                    let prepared = self.prepare(number);
+                    if let Err(error) = &prepared {
+                        tracing::warn!(%error, number = number.0, "cannot prepare the next log segment");
+                    }
+                    // The writer is gone only when the log is being closed.
+                    _ = reply.send(prepared);
+                    Ok(())
+                }
+                Command::Dispose(file) => self.dispose(file),
+            };
+            if let Err(error) = done {
+                poison.set(&error);
+                return;
+            }
+        }
+    }
+
+    fn prepare(&mut self, number: SegmentNumber) -> Prepared {
+        let created = SegmentFile::create(&self.dir, number, self.segment_bytes, self.spares.pop());
+        if created.is_err() {
+            // Gives the space of a half-made file back; the error that matters is the first one.
+            _ = std::fs::remove_file(segment::path(&self.dir, number, segment::PREPARING_SUFFIX));
+        }
+        created
+    }
+
+    fn dispose(&mut self, file: Arc<SegmentFile>) -> Result<(), LogError> {
+        let path = file.path().to_owned();
+        failpoint::hit_io("log.delete_segment").map_err(LogError::io("dispose of", &path))?;
+        let number = file.number();
+        match Arc::try_unwrap(file) {
+            Ok(file) if self.spares.len() < self.spares_max => {
+                let (file, _) = file.into_parts();
+                let spare = segment::path(&self.dir, number, segment::SPARE_SUFFIX);
+                std::fs::rename(&path, &spare).map_err(LogError::io("rename", &path))?;
+                file.set_len(self.segment_bytes)
+                    .map_err(LogError::io("resize", &spare))?;
+                self.spares.push((file, spare));
+            }
+            // A reader still holds it, or there are enough spares.
+            _ => std::fs::remove_file(&path).map_err(LogError::io("delete", &path))?,
+        }
+        segment::sync_dir(&self.dir)
+    }
+}

@@ -1,0 +1,130 @@
+//! Random faults: nodes are cut off, stopped and restarted (losing what their machines have not
+//! flushed), logs are purged and leaders moved, while proposals go on. Nothing acknowledged may
+//! be lost, and all replicas end up the same.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use carillon_raft::Outcome;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+use crate::harness::{Cluster, fast, until};
+
+const STEPS: u64 = 60;
+const PROPOSALS_PER_STEP: u64 = 15;
+
+/// A small generator, so that a printed seed repeats the choices.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 33) % end
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost() {
+    let fresh = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_nanos() as u64;
+    let seed = std::env::var("CARILLON_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(fresh);
+    println!("CARILLON_TEST_SEED={seed}");
+    let mut choices = Choices(seed);
+    let mut cluster = Cluster::voting(fast()).await;
+    let acknowledged: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let mut proposed = 0;
+    for _ in 0..STEPS {
+        let place = choices.below(3) as usize;
+        let stopped = cluster.nodes.iter().position(|node| !node.is_running());
+        match choices.below(6) {
+            0 => cluster.isolate(place),
+            1 => cluster.heal(place),
+            2 => match stopped {
+                Some(stopped) => cluster.run(stopped).await,
+                None => cluster.stop(place).await,
+            },
+            3 if cluster.nodes[place].is_running() => {
+                let keep = choices.below(20);
+                cluster.nodes[place]
+                    .group()
+                    .flush_and_purge(keep)
+                    .await
+                    .ok();
+            }
+            4 if cluster.nodes[place].is_running() => {
+                let to = cluster.nodes[choices.below(3) as usize].me.node;
+                cluster.nodes[place]
+                    .group()
+                    .transfer_leader(to, Duration::from_millis(300))
+                    .await
+                    .ok();
+            }
+            _ => {}
+        }
+        for _ in 0..PROPOSALS_PER_STEP {
+            let number = proposed;
+            proposed += 1;
+            // To whoever believes to lead: a leader that was cut off is asked as well.
+            for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+                if node.group().leadership().borrow().me_leading {
+                    let acknowledged = Arc::clone(&acknowledged);
+                    let done = move |outcome| {
+                        if matches!(outcome, Outcome::Applied(_)) {
+                            acknowledged.lock().push(number);
+                        }
+                    };
+                    node.group()
+                        .propose(Bytes::from(number.to_string()), done)
+                        .await;
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(choices.below(150))).await;
+    }
+    for place in 0..3 {
+        if !cluster.nodes[place].is_running() {
+            cluster.run(place).await;
+        }
+    }
+    for place in 0..3 {
+        cluster.heal(place);
+    }
+    cluster.propose("the end").await;
+    until("the end everywhere", || {
+        cluster
+            .nodes
+            .iter()
+            .all(|node| node.payloads().last() == Some(&Bytes::from("the end")))
+    })
+    .await;
+    let first = cluster.nodes[0].payloads();
+    for node in &cluster.nodes[1..] {
+        assert!(node.payloads() == first, "replicas differ, seed {seed}");
+    }
+    let mut places = std::collections::HashMap::new();
+    for (place, payload) in first.iter().enumerate() {
+        places.entry(payload.clone()).or_insert(place);
+    }
+    let acknowledged = acknowledged.lock().clone();
+    assert!(
+        acknowledged.len() > 50,
+        "only {} proposals were acknowledged, seed {seed}",
+        acknowledged.len()
+    );
+    for number in &acknowledged {
+        assert!(
+            places.contains_key(&Bytes::from(number.to_string())),
+            "proposal {number} is lost, seed {seed}"
+        );
+    }
+    cluster.end().await;
+}

@@ -1,0 +1,513 @@
+//! Groups of replicas in one process: elections, replication, snapshots, restarts, members.
+
+mod chaos;
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use carillon_core::ids::{NodeId, ReplicaId};
+use carillon_raft::{
+    ENTRY_BYTES_MAX, GroupError, Member, MembershipError, Outcome, ReadRefused, Role, TransferError,
+};
+use harness::{Cluster, PATIENCE, fast, propose, until};
+
+fn payload(number: usize) -> Bytes {
+    Bytes::from(format!("payload {number}"))
+}
+
+fn payloads(range: std::ops::Range<usize>) -> Vec<Bytes> {
+    range.map(payload).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_replicas_elect_and_apply_the_same() {
+    let cluster = Cluster::voting(fast()).await;
+    for number in 0..100 {
+        cluster.propose(payload(number)).await;
+    }
+    assert_eq!(cluster.converged(100).await, payloads(0..100));
+
+    let leader = cluster.leader().await;
+    let leading = cluster.nodes[leader].me;
+    cluster.nodes[leader].group().read_index().await.unwrap();
+    for follower in cluster.nodes.iter().filter(|node| node.me != leading) {
+        let group = follower.group();
+        let redirected = propose(group, payload(0)).await;
+        assert!(
+            matches!(redirected, Outcome::NotLeader { leader: Some(node) } if node == leading.node),
+            "{redirected:?}"
+        );
+        assert_eq!(
+            group.read_index().await,
+            Err(ReadRefused::NotLeader {
+                leader: Some(leading.node)
+            })
+        );
+        let leadership = *group.leadership().borrow();
+        assert_eq!(
+            (leadership.leader, leadership.me_leading, leadership.ready),
+            (Some(leading), false, true)
+        );
+    }
+
+    let status = cluster.nodes[leader].group().status();
+    assert_eq!(
+        (status.role, status.leader, status.changing),
+        (Role::Leader, Some(leading), false)
+    );
+    assert_eq!(
+        (
+            status.voters.len(),
+            status.learners.len(),
+            status.followers.len()
+        ),
+        (3, 0, 2)
+    );
+    assert_eq!(
+        status.applied.map(|position| position.index),
+        status.last_log
+    );
+
+    // Beginning again changes nothing.
+    let members: Vec<Member> = cluster.nodes.iter().map(|node| node.me).collect();
+    cluster.nodes[1].group().initialize(&members).await.unwrap();
+
+    let large = Bytes::from(vec![0; ENTRY_BYTES_MAX + 1]);
+    let refused = propose(cluster.nodes[leader].group(), large).await;
+    assert!(matches!(
+        refused,
+        Outcome::TooLarge {
+            bytes_max: ENTRY_BYTES_MAX
+        }
+    ));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_proposals_in_flight_keep_their_order() {
+    let cluster = Cluster::voting(fast()).await;
+    let leader = cluster.leader().await;
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    for number in 0..2000 {
+        let sender = sender.clone();
+        let done = move |outcome| {
+            sender
+                .send((number, matches!(outcome, Outcome::Applied(_))))
+                .ok();
+        };
+        cluster.nodes[leader]
+            .group()
+            .propose(payload(number), done)
+            .await;
+    }
+    drop(sender);
+    let mut answered = 0;
+    while let Some((number, applied)) = receiver.recv().await {
+        assert_eq!((number, applied), (answered, true));
+        answered += 1;
+    }
+    assert_eq!(cluster.converged(2000).await, payloads(0..2000));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_entries_replicate() {
+    let cluster = Cluster::voting(fast()).await;
+    for number in 0..6u8 {
+        cluster
+            .propose(vec![number; ENTRY_BYTES_MAX - usize::from(number)])
+            .await;
+    }
+    cluster.converged(6).await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_reads_share_rounds() {
+    let cluster = Cluster::voting(fast()).await;
+    let leader = cluster.leader().await;
+    let reads = (0..500).map(|_| {
+        let group = cluster.nodes[leader].group().clone();
+        tokio::spawn(async move { group.read_index().await })
+    });
+    for read in reads.collect::<Vec<_>>() {
+        read.await.unwrap().unwrap();
+    }
+    // Without a majority nothing is confirmed.
+    cluster.isolate(leader);
+    let refused = cluster.nodes[leader]
+        .group()
+        .read_index()
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            ReadRefused::Timeout | ReadRefused::NotReady | ReadRefused::NotLeader { .. }
+        ),
+        "{refused:?}"
+    );
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_behind_the_purged_log_gets_a_snapshot() {
+    let mut cluster = Cluster::voting(fast()).await;
+    for number in 0..20 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.converged(20).await;
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    cluster.stop(away).await;
+    for number in 20..220 {
+        cluster.propose(payload(number)).await;
+    }
+    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+        let flushed = node.group().flush_and_purge(10).await.unwrap().unwrap();
+        let group = node.group().clone();
+        until("the purge", || {
+            group
+                .status()
+                .purged
+                .is_some_and(|purged| purged.index == flushed.index - 10)
+        })
+        .await;
+        assert!(group.status().flushed.unwrap().index >= flushed.index);
+    }
+    cluster.run(away).await;
+    assert_eq!(cluster.converged(220).await, payloads(0..220));
+    assert_eq!(cluster.nodes[away].installs(), 1);
+
+    // It goes on with the log, also after a restart from what the snapshot made durable.
+    for number in 220..240 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.converged(240).await;
+    cluster.stop(away).await;
+    cluster.propose(payload(240)).await;
+    cluster.run(away).await;
+    assert_eq!(cluster.converged(241).await, payloads(0..241));
+    assert_eq!(cluster.nodes[away].installs(), 1);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_restart_after_purging() {
+    let mut cluster = Cluster::voting(fast()).await;
+    for number in 0..150 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.converged(150).await;
+    for node in &cluster.nodes {
+        node.group().flush_and_purge(5).await.unwrap();
+    }
+    // Applied, but not flushed: to be applied again from the log.
+    for number in 150..180 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.converged(180).await;
+    for round in 0..2 {
+        for place in 0..3 {
+            cluster.stop(place).await;
+        }
+        for place in 0..3 {
+            cluster.run(place).await;
+        }
+        cluster.propose(payload(180 + round)).await;
+        assert_eq!(
+            cluster.converged(181 + round).await,
+            payloads(0..181 + round)
+        );
+    }
+    // A purge that asks for more than there is keeps everything.
+    let leader = cluster.leader().await;
+    let before = cluster.nodes[leader].group().status().purged;
+    cluster.nodes[leader]
+        .group()
+        .flush_and_purge(1_000_000)
+        .await
+        .unwrap();
+    assert_eq!(cluster.nodes[leader].group().status().purged, before);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_change_by_way_of_a_learner() {
+    let mut cluster = Cluster::voting(fast()).await;
+    for number in 0..50 {
+        cluster.propose(payload(number)).await;
+    }
+    let leader = cluster.leader().await;
+    cluster.nodes[leader]
+        .group()
+        .flush_and_purge(0)
+        .await
+        .unwrap();
+    let fourth = cluster.add_node().await;
+    let learner = cluster.nodes[fourth].me;
+    let group = cluster.nodes[leader].group().clone();
+    group.add_learner(learner, true).await.unwrap();
+    assert_eq!(group.status().learners, vec![learner]);
+    // The log no longer begins at the start, so it needed a snapshot.
+    until("the learner's state", || {
+        cluster.nodes[fourth].payloads().len() == 50
+    })
+    .await;
+    assert_eq!(cluster.nodes[fourth].installs(), 1);
+
+    let leaving = (0..3).find(|place| *place != leader).unwrap();
+    let voters: Vec<Member> = (0..4)
+        .filter(|place| *place != leaving)
+        .map(|place| cluster.nodes[place].me)
+        .collect();
+    group.change_membership(&voters, false).await.unwrap();
+    let mut now = group.status().voters;
+    now.sort_unstable();
+    assert_eq!((now, group.status().learners), (voters, Vec::new()));
+    cluster.stop(leaving).await;
+    for number in 50..80 {
+        cluster.propose(payload(number)).await;
+    }
+    assert_eq!(cluster.converged(80).await, payloads(0..80));
+
+    let unknown = Member {
+        replica: ReplicaId(999),
+        node: NodeId(9),
+    };
+    let refused = group
+        .change_membership(&[unknown], false)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::Refused { .. }),
+        "{refused:?}"
+    );
+    let follower = (0..4)
+        .find(|place| *place != leader && *place != leaving)
+        .unwrap();
+    let refused = cluster.nodes[follower]
+        .group()
+        .add_learner(unknown, false)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::NotLeader { .. }),
+        "{refused:?}"
+    );
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_can_leave() {
+    let mut cluster = Cluster::voting(fast()).await;
+    let fourth = cluster.add_node().await;
+    let learner = cluster.nodes[fourth].me;
+    let leader = cluster.leader().await;
+    let group = cluster.nodes[leader].group().clone();
+    group.add_learner(learner, true).await.unwrap();
+    group.remove_learners(&[learner]).await.unwrap();
+    assert_eq!(group.status().learners, Vec::new());
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_goes_where_it_is_asked_to() {
+    let mut cluster = Cluster::voting(fast()).await;
+    cluster.propose(payload(0)).await;
+    for round in 1..6 {
+        let leader = cluster.leader().await;
+        let to = (leader + 1) % 3;
+        let target = cluster.nodes[to].me;
+        cluster.nodes[leader]
+            .group()
+            .transfer_leader(target.node, PATIENCE)
+            .await
+            .unwrap();
+        assert_eq!(cluster.leader_except(leader).await, to);
+        cluster.propose(payload(round)).await;
+    }
+    assert_eq!(cluster.converged(6).await, payloads(0..6));
+
+    let leader = cluster.leader().await;
+    let group = cluster.nodes[leader].group().clone();
+    group
+        .transfer_leader(cluster.nodes[leader].me.node, PATIENCE)
+        .await
+        .unwrap();
+    let refused = group
+        .transfer_leader(NodeId(77), PATIENCE)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, TransferError::NotAVoter { .. }),
+        "{refused:?}"
+    );
+    let follower = (leader + 1) % 3;
+    let refused = cluster.nodes[follower]
+        .group()
+        .transfer_leader(NodeId(1), PATIENCE)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            TransferError::NotLeader {
+                leader: Some(_),
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    let away = cluster.nodes[follower].me.node;
+    cluster.stop(follower).await;
+    let refused = group
+        .transfer_leader(away, Duration::from_millis(200))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, TransferError::Unreachable { .. }),
+        "{refused:?}"
+    );
+    // Refusing changed nothing.
+    cluster.propose(payload(6)).await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uncommitted_entries_of_a_cut_off_leader_are_truncated() {
+    let cluster = Cluster::voting(fast()).await;
+    for number in 0..10 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.converged(10).await;
+    let old = cluster.leader().await;
+    cluster.isolate(old);
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    for number in 0..20 {
+        let sender = sender.clone();
+        let lost = Bytes::from(format!("lost {number}"));
+        cluster.nodes[old]
+            .group()
+            .propose(lost, move |outcome| drop(sender.send(outcome)))
+            .await;
+    }
+    drop(sender);
+    let new = cluster.leader_except(old).await;
+    for number in 10..40 {
+        let outcome = propose(cluster.nodes[new].group(), payload(number)).await;
+        assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
+    }
+    cluster.heal(old);
+    assert_eq!(cluster.converged(40).await, payloads(0..40));
+    let mut unknown = 0;
+    while let Some(outcome) = receiver.recv().await {
+        match outcome {
+            Outcome::Unknown => unknown += 1,
+            Outcome::NotReady | Outcome::NotLeader { .. } => {}
+            outcome => panic!("a lost proposal ended with {outcome:?}"),
+        }
+    }
+    assert!(unknown > 0, "no entry was truncated");
+    // Healing did not depose the new leader: the old one asks before it campaigns.
+    assert_eq!(cluster.leader_except(old).await, new);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_leader_is_replaced_at_once_when_that_is_known() {
+    let slow = carillon_raft::GroupOptions {
+        heartbeat: Duration::from_secs(2),
+        election_timeout_min: Duration::from_secs(20),
+        election_timeout_max: Duration::from_secs(25),
+        read_timeout: Duration::from_secs(30),
+        ..fast()
+    };
+    let mut cluster = Cluster::voting(slow).await;
+    cluster.propose(payload(0)).await;
+    cluster.converged(1).await;
+    let dead = cluster.leader().await;
+    let node = cluster.nodes[dead].me.node;
+    let (first, second) = ((dead + 1) % 3, (dead + 2) % 3);
+    assert!(
+        !cluster.nodes[first]
+            .group()
+            .elect_now(cluster.nodes[second].me.node)
+            .await
+            .unwrap(),
+        "that one does not lead"
+    );
+    cluster.stop(dead).await;
+    let began = Instant::now();
+    assert!(cluster.nodes[first].group().elect_now(node).await.unwrap());
+    cluster.propose(payload(1)).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "took {:?}",
+        began.elapsed()
+    );
+    assert!(
+        cluster.nodes[first]
+            .group()
+            .leadership()
+            .borrow()
+            .me_leading
+    );
+    assert!(
+        !cluster.nodes[second].group().elect_now(node).await.unwrap(),
+        "the leader is another one by now"
+    );
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_replica_leads_itself() {
+    let mut cluster = Cluster::start(1, fast()).await;
+    cluster.nodes[0]
+        .group()
+        .initialize(&[cluster.nodes[0].me])
+        .await
+        .unwrap();
+    for number in 0..10 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.nodes[0].group().read_index().await.unwrap();
+    let flushed = cluster.nodes[0]
+        .group()
+        .flush_and_purge(0)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        Some(flushed.index),
+        cluster.nodes[0].group().status().last_log
+    );
+    cluster.stop(0).await;
+    cluster.run(0).await;
+    cluster.propose(payload(10)).await;
+    assert_eq!(cluster.converged(11).await, payloads(0..11));
+    // With its state lost, what was purged is missing: it must not go on.
+    let group = cluster.nodes[0].group().clone();
+    let flushed = group.flush_and_purge(0).await.unwrap();
+    until("the purge", || group.status().purged == flushed).await;
+    cluster.stop(0).await;
+    let kept = std::mem::take(&mut *cluster.nodes[0].disk.durable.lock());
+    let refused = cluster.try_run(0).await.unwrap_err();
+    assert!(
+        matches!(refused, GroupError::StateBehindLog { applied: None, .. }),
+        "{refused:?}"
+    );
+    *cluster.nodes[0].disk.durable.lock() = kept;
+    cluster.run(0).await;
+    assert_eq!(cluster.converged(11).await, payloads(0..11));
+
+    let group = cluster.nodes[0].group().clone();
+    cluster.end().await;
+    assert_eq!(group.read_index().await, Err(ReadRefused::Stopped));
+    assert!(matches!(
+        propose(&group, payload(0)).await,
+        Outcome::Unknown
+    ));
+    assert!(!group.stopped().await.is_empty());
+}

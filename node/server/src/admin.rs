@@ -1,0 +1,294 @@
+//! `carillon.admin.v1`: any node answers for the whole cluster, by asking the others.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::map::ShardDescriptor;
+use carillon_proto::admin::admin_server::Admin;
+use carillon_proto::admin::replica_status::Role;
+use carillon_proto::admin::{
+    ChecksumShardRequest, ChecksumShardResponse, GetClusterRequest, GetClusterResponse, ListNodesRequest,
+    ListNodesResponse, ListShardsRequest, ListShardsResponse, NodeStatus, ReplicaStatus, ShardStatus,
+    TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
+};
+use carillon_proto::internal::peer_client::PeerClient;
+use carillon_proto::internal::{ChecksumRequest, FlushRequest, StatusRequest, StatusResponse, TransferRequest};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use crate::gateway::errors::Failure;
+use crate::meta::META_SHARD;
+use crate::node::Node;
+use crate::peer::{endpoint, peer_client};
+
+/// A node that does not tell its status within this is shown as down.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Replicas that do not tell their checksum within this are left out.
+const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long it is waited until the new leader leads, after it was asked to.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const LEADER_POLL: Duration = Duration::from_millis(20);
+
+fn status_with_reason<const N: usize>(
+    code: Code,
+    reason: &'static str,
+    message: String,
+    metadata: [(&'static str, String); N],
+) -> Status {
+    let failure = Failure::new(code, reason, message);
+    metadata.into_iter().fold(failure, |failure, (key, value)| failure.with(key, value)).into_status()
+}
+
+/// See the file's head.
+pub struct AdminService {
+    node: Arc<Node>,
+    clients: Mutex<HashMap<NodeId, (String, PeerClient<Channel>)>>,
+}
+
+impl AdminService {
+    /// The admin service of a node.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node, clients: Mutex::new(HashMap::new()) }
+    }
+
+    fn client(&self, node: NodeId) -> Result<PeerClient<Channel>, Status> {
+        let meta = self.node.cluster().meta();
+        let known = meta.map.nodes.iter().find(|known| known.node_id == node).ok_or_else(|| {
+            let metadata = [("node_id", node.0.to_string())];
+            status_with_reason(Code::NotFound, "NODE_NOT_FOUND", format!("node {} does not exist", node.0), metadata)
+        })?;
+        let mut clients = self.clients.lock();
+        if let Some((address, client)) = clients.get(&node)
+            && *address == known.peer_address
+        {
+            return Ok(client.clone());
+        }
+        let channel = endpoint(&known.peer_address)
+            .map_err(|error| Status::internal(format!("node {} has a bad address: {error}", node.0)))?
+            .connect_lazy();
+        let client = peer_client(channel);
+        clients.insert(node, (known.peer_address.clone(), client.clone()));
+        Ok(client)
+    }
+
+    async fn status_of(&self, node: NodeId) -> Option<StatusResponse> {
+        if node == self.node.cluster().me() {
+            return Some(self.node.status());
+        }
+        let mut client = self.client(node).ok()?;
+        let asked = tokio::time::timeout(STATUS_TIMEOUT, client.status(StatusRequest {}));
+        Some(asked.await.ok()?.ok()?.into_inner())
+    }
+
+    async fn all_statuses(&self) -> BTreeMap<NodeId, Option<StatusResponse>> {
+        let nodes: Vec<NodeId> = self.node.cluster().meta().map.nodes.iter().map(|node| node.node_id).collect();
+        let statuses = join_all(nodes.iter().map(|node| self.status_of(*node))).await;
+        nodes.into_iter().zip(statuses).collect()
+    }
+
+    fn descriptor(&self, shard: ShardId) -> Result<ShardDescriptor, Status> {
+        let meta = self.node.cluster().meta();
+        meta.map.shards.iter().find(|descriptor| descriptor.shard_id == shard).cloned().ok_or_else(|| {
+            let metadata = [("shard_id", shard.0.to_string())];
+            let text = format!("shard {} does not exist; there are 1 to {}", shard.0, meta.map.shards.len());
+            status_with_reason(Code::NotFound, "SHARD_NOT_FOUND", text, metadata)
+        })
+    }
+
+    async fn leader(&self, shard: ShardId) -> Result<NodeId, Status> {
+        if let Some(route) = self.node.cluster().leader(shard) {
+            return Ok(route.node);
+        }
+        let led = |status: &StatusResponse| {
+            status.replicas.iter().any(|replica| {
+                replica.shard_id == shard.0
+                    && replica.status.as_ref().is_some_and(|status| status.role() == Role::Leader)
+            })
+        };
+        let statuses = self.all_statuses().await;
+        let leader = statuses.iter().find(|(_, status)| status.as_ref().is_some_and(led)).map(|(node, _)| *node);
+        leader.ok_or_else(|| {
+            let metadata = [("shard_id", shard.0.to_string())];
+            let text = format!("shard {} has no leader now; try again in a moment", shard.0);
+            status_with_reason(Code::Unavailable, "NO_LEADER", text, metadata)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn get_cluster(&self, _: Request<GetClusterRequest>) -> Result<Response<GetClusterResponse>, Status> {
+        let (cluster, meta) = (self.node.cluster(), self.node.cluster().meta());
+        let statuses = self.all_statuses().await;
+        let mut led: Vec<u32> = statuses
+            .values()
+            .flatten()
+            .flat_map(|status| &status.replicas)
+            .filter(|replica| replica.status.as_ref().is_some_and(|status| status.role() == Role::Leader))
+            .map(|replica| replica.shard_id)
+            .collect();
+        led.sort_unstable();
+        led.dedup();
+        Ok(Response::new(GetClusterResponse {
+            cluster_id: meta.cluster_id.clone(),
+            cluster_name: meta.cluster_name.clone(),
+            map_epoch: meta.map.epoch.0,
+            nodes: meta.map.nodes.len() as u32,
+            nodes_up: statuses.values().flatten().count() as u32,
+            shards: meta.map.shards.len() as u32,
+            shards_led: led.iter().filter(|shard| **shard != META_SHARD.0).count() as u32,
+            replication_factor: meta.replication_factor,
+            meta_leader_node: cluster.leader(META_SHARD).map_or(0, |route| route.node.0),
+            answering_node: cluster.me().0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+        let meta = self.node.cluster().meta();
+        let mut statuses = self.all_statuses().await;
+        let nodes = meta.map.nodes.iter().map(|node| {
+            let answered = statuses.remove(&node.node_id).flatten().and_then(|status| status.node);
+            NodeStatus {
+                node_id: node.node_id.0,
+                client_address: node.client_address.clone(),
+                peer_address: node.peer_address.clone(),
+                ..answered.unwrap_or_default()
+            }
+        });
+        Ok(Response::new(ListNodesResponse { nodes: nodes.collect() }))
+    }
+
+    async fn list_shards(&self, request: Request<ListShardsRequest>) -> Result<Response<ListShardsResponse>, Status> {
+        let wanted = request.into_inner().shard_id;
+        let meta = self.node.cluster().meta();
+        if let Some(shard) = wanted
+            && shard != META_SHARD.0
+        {
+            self.descriptor(ShardId(shard))?;
+        }
+        let mut replicas: BTreeMap<u32, Vec<ReplicaStatus>> = BTreeMap::new();
+        for descriptor in &meta.map.shards {
+            replicas.insert(
+                descriptor.shard_id.0,
+                descriptor
+                    .replicas
+                    .iter()
+                    .map(|replica| ReplicaStatus {
+                        node_id: replica.node_id.0,
+                        replica_id: replica.replica_id.0,
+                        role: Role::Unknown.into(),
+                        ..ReplicaStatus::default()
+                    })
+                    .collect(),
+            );
+        }
+        for replica in self.all_statuses().await.into_values().flatten().flat_map(|status| status.replicas) {
+            let Some(status) = replica.status else { continue };
+            let list = replicas.entry(replica.shard_id).or_default();
+            match list.iter_mut().find(|known| known.node_id == status.node_id) {
+                Some(known) => *known = status,
+                None => list.push(status),
+            }
+        }
+        let shards = replicas.into_iter().filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == *shard)).map(
+            |(shard_id, mut replicas)| {
+                replicas.sort_by_key(|replica| replica.node_id);
+                let slots = meta.map.shards.iter().find(|shard| shard.shard_id.0 == shard_id).map(|shard| shard.slots);
+                // A node that was away may still believe that it leads.
+                let leader = replicas
+                    .iter()
+                    .filter(|replica| replica.role() == Role::Leader)
+                    .max_by_key(|replica| replica.term)
+                    .map_or(0, |replica| replica.node_id);
+                ShardStatus {
+                    shard_id,
+                    slot_first: slots.map_or(0, |slots| u32::from(slots.first.0)),
+                    slot_last: slots.map_or(0, |slots| u32::from(slots.last.0)),
+                    leader_node: leader,
+                    replicas,
+                }
+            },
+        );
+        Ok(Response::new(ListShardsResponse { shards: shards.collect() }))
+    }
+
+    async fn checksum_shard(
+        &self,
+        request: Request<ChecksumShardRequest>,
+    ) -> Result<Response<ChecksumShardResponse>, Status> {
+        let descriptor = self.descriptor(ShardId(request.into_inner().shard_id))?;
+        let shard_id = descriptor.shard_id.0;
+        let request = ChecksumRequest { shard_id, nonce: rand::random() };
+        let leader = self.leader(descriptor.shard_id).await?;
+        self.client(leader)?.start_checksum(request).await?;
+        let asked = descriptor.replicas.iter().map(|replica| async {
+            let mut client = self.client(replica.node_id).ok()?;
+            let answer = tokio::time::timeout(CHECKSUM_TIMEOUT, client.checksum(request)).await.ok()?;
+            answer.ok().map(Response::into_inner)
+        });
+        let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+        let log_index = answers.first().map_or(0, |answer| answer.log_index);
+        let same_index = answers.iter().all(|answer| answer.log_index == log_index);
+        let mut replicas: Vec<_> = answers.into_iter().filter_map(|answer| answer.checksum).collect();
+        replicas.sort_by_key(|replica| replica.node_id);
+        let equal = replicas.windows(2).all(|pair| pair[0].checksum == pair[1].checksum);
+        let consistent = same_index && equal && replicas.len() == descriptor.replicas.len();
+        Ok(Response::new(ChecksumShardResponse { log_index, replicas, consistent }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let TransferLeaderRequest { shard_id, to_node } = request.into_inner();
+        let shard = ShardId(shard_id);
+        if shard != META_SHARD {
+            let descriptor = self.descriptor(shard)?;
+            if !descriptor.replicas.iter().any(|replica| replica.node_id.0 == to_node) {
+                let text = format!("node {to_node} has no replica of shard {shard_id}");
+                let metadata = [("shard_id", shard_id.to_string()), ("node_id", to_node.to_string())];
+                return Err(status_with_reason(Code::FailedPrecondition, "TARGET_NOT_READY", text, metadata));
+            }
+        }
+        let leader = self.leader(shard).await?;
+        if leader.0 != to_node {
+            let transferred = self.client(leader)?.transfer(TransferRequest { shard_id, to_node }).await;
+            transferred.map_err(|status| {
+                let metadata = [("shard_id", shard_id.to_string()), ("node_id", to_node.to_string())];
+                match status.code() {
+                    Code::FailedPrecondition => {
+                        status_with_reason(status.code(), "TARGET_NOT_READY", status.message().to_owned(), metadata)
+                    }
+                    _ => status,
+                }
+            })?;
+        }
+        let wait = async {
+            while self.node.cluster().leader(shard).is_some_and(|route| route.node.0 != to_node) {
+                tokio::time::sleep(LEADER_POLL).await;
+            }
+        };
+        // The leader has confirmed; this only lets the answering node hear of it too.
+        let _ = tokio::time::timeout(LEADER_TIMEOUT, wait).await;
+        Ok(Response::new(TransferLeaderResponse { leader_node: to_node }))
+    }
+
+    async fn trigger_snapshot(
+        &self,
+        request: Request<TriggerSnapshotRequest>,
+    ) -> Result<Response<TriggerSnapshotResponse>, Status> {
+        let TriggerSnapshotRequest { shard_id, node_id } = request.into_inner();
+        let shard = ShardId(shard_id);
+        if shard != META_SHARD {
+            self.descriptor(shard)?;
+        }
+        let node = if node_id == 0 { self.leader(shard).await? } else { NodeId(node_id) };
+        let answer = self.client(node)?.flush(FlushRequest { shard_id }).await?;
+        Ok(Response::new(TriggerSnapshotResponse { flushed_index: answer.into_inner().flushed_index }))
+    }
+}

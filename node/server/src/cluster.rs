@@ -1,0 +1,175 @@
+//! What this node knows of the cluster: the shard map, the replicas it holds, the links
+//! to the others, and who leads what.
+//!
+//! Owner of the state: the meta group for the map (through [`Cluster::set_map`]), each
+//! replica for its leadership, `peer` for the links.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes};
+use carillon_core::ids::{NodeId, ShardId, Slot};
+use carillon_core::map::{MetaState, ShardMap};
+use carillon_raft::Link;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::peer::frames;
+use crate::router::{Payload, Settled};
+use crate::shard::Replica;
+use crate::shard::queue::Origin;
+
+/// A shard's leader, in one term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The node that leads.
+    pub node: NodeId,
+    /// In which term; 0 when a node is only asked whether it leads.
+    pub term: u64,
+}
+
+/// Shared by everything in a node.
+pub struct Cluster {
+    me: NodeId,
+    meta: watch::Sender<Arc<MetaState>>,
+    slots: RwLock<Arc<[ShardId]>>,
+    replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
+    relays: RwLock<HashMap<NodeId, Arc<Link>>>,
+}
+
+impl Cluster {
+    /// Knows nothing but itself.
+    pub fn new(me: NodeId) -> Arc<Self> {
+        Arc::new(Self {
+            me,
+            meta: watch::Sender::new(Arc::new(MetaState::default())),
+            slots: RwLock::new(Arc::from([])),
+            replicas: RwLock::new(BTreeMap::new()),
+            relays: RwLock::new(HashMap::new()),
+        })
+    }
+
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// The replicated state of the meta group as this node has applied it.
+    pub fn meta(&self) -> Arc<MetaState> {
+        self.meta.borrow().clone()
+    }
+
+    /// Changes of it.
+    pub fn watch_meta(&self) -> watch::Receiver<Arc<MetaState>> {
+        self.meta.subscribe()
+    }
+
+    /// The meta group applied a change.
+    pub fn set_meta(&self, state: Arc<MetaState>) {
+        *self.slots.write() = slot_table(&state.map);
+        self.meta.send_replace(state);
+    }
+
+    /// The shard that owns a slot; shard 1 while no map is known, where nothing answers.
+    pub fn shard_of(&self, slot: Slot) -> ShardId {
+        self.slots.read().get(usize::from(slot.0)).copied().unwrap_or(ShardId(1))
+    }
+
+    /// The replica of a shard on this node.
+    pub fn replica(&self, shard: ShardId) -> Option<Arc<Replica>> {
+        self.replicas.read().get(&shard).cloned()
+    }
+
+    /// All replicas on this node, by shard.
+    pub fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.replicas.read().values().cloned().collect()
+    }
+
+    /// A replica has started here.
+    pub fn add_replica(&self, replica: Arc<Replica>) {
+        self.replicas.write().insert(replica.shard(), replica);
+    }
+
+    /// The relay link to a node.
+    pub fn relay(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.relays.read().get(&node).cloned()
+    }
+
+    /// A link to a node exists.
+    pub fn add_relay(&self, node: NodeId, link: Arc<Link>) {
+        self.relays.write().insert(node, link);
+    }
+
+    /// Nodes that are linked now, itself included.
+    pub fn nodes_up(&self) -> usize {
+        1 + self.relays.read().values().filter(|link| link.is_up()).count()
+    }
+
+    /// True when the node is this one or linked now.
+    pub fn is_up(&self, node: NodeId) -> bool {
+        node == self.me || self.relay(node).is_some_and(|link| link.is_up())
+    }
+
+    /// The leader of a shard as the replica on this node knows it.
+    pub fn leader(&self, shard: ShardId) -> Option<Route> {
+        self.replicas.read().get(&shard).and_then(|replica| replica.leader())
+    }
+
+    /// Whom to ask next when no leader is known: the replicas' nodes in turn.
+    pub fn probe_route(&self, shard: ShardId, turn: usize) -> Option<Route> {
+        if self.replicas.read().contains_key(&shard) {
+            // The replica here will learn of the leader first.
+            return None;
+        }
+        let meta = self.meta.borrow();
+        let descriptor = meta.map.shards.iter().find(|descriptor| descriptor.shard_id == shard)?;
+        let up: Vec<NodeId> = descriptor
+            .replicas
+            .iter()
+            .map(|replica| replica.node_id)
+            .filter(|node| self.relay(*node).is_some_and(|link| link.is_up()))
+            .collect();
+        let node = *up.get(turn % up.len().max(1))?;
+        Some(Route { node, term: 0 })
+    }
+
+    /// Hands an operation to the leader, here or over the relay. An error means that it
+    /// was not taken.
+    pub fn offer(&self, shard: ShardId, route: Route, sequence: u64, payload: &Payload) -> Result<(), Settled> {
+        if route.node == self.me {
+            let Some(replica) = self.replica(shard) else { return Err(Settled::Retry(None)) };
+            return replica.take(route.term, payload, Origin::Lane { sequence });
+        }
+        let Some(link) = self.relay(route.node) else { return Err(Settled::Retry(None)) };
+        let (kind, body) = match payload {
+            Payload::Command(body) => (frames::COMMAND, body),
+            Payload::Query(body) => (frames::QUERY, body),
+            Payload::Deliver(body) => (frames::DELIVER, body),
+        };
+        let sent = link.send(kind, shard, sequence, |buffer| {
+            buffer.put_u64_le(route.term);
+            buffer.put_slice(body);
+        });
+        if sent { Ok(()) } else { Err(Settled::Retry(None)) }
+    }
+}
+
+fn slot_table(map: &ShardMap) -> Arc<[ShardId]> {
+    let Some(last) = map.shards.last() else { return Arc::from([]) };
+    let mut table = vec![last.shard_id; usize::from(carillon_core::ids::SLOTS)];
+    for descriptor in &map.shards {
+        for slot in descriptor.slots.first.0..=descriptor.slots.last.0 {
+            table[usize::from(slot)] = descriptor.shard_id;
+        }
+    }
+    table.into()
+}
+
+/// The body of a relayed operation: the term it is meant for, and the rest.
+pub fn split_term(mut body: Bytes) -> Option<(u64, Bytes)> {
+    if body.len() < 8 {
+        return None;
+    }
+    let term = u64::from_le_bytes(body.split_to(8).as_ref().try_into().ok()?);
+    Some((term, body))
+}

@@ -1,0 +1,434 @@
+//! The configuration of a node: one TOML file, with environment overrides.
+//!
+//! Every field has a default but the four at the top and `initial_peers`. An unknown
+//! field is refused. An environment variable overrides a field: its name is
+//! `CARILLON_NODE__` and the path in upper case with `__` between the parts, for
+//! example `CARILLON_NODE__LISTEN__CLIENT=127.0.0.1:7401`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use carillon_core::ids::NodeId;
+use serde::Deserialize;
+
+/// What the environment overrides begin with.
+const ENVIRONMENT_PREFIX: &str = "CARILLON_NODE";
+
+/// Replicas of a shard at most: more only slow a write down.
+const REPLICATION_FACTOR_MAX: u32 = 7;
+
+/// Shards at most: 12 bits of a message id name the shard.
+const SHARDS_MAX: u32 = 4_095;
+
+/// A node's whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This node's id in the cluster, from 1; never given to another node.
+    pub node_id: u64,
+    /// The cluster's name, the same on all nodes; nodes of another name are refused.
+    pub cluster_name: String,
+    /// Where this node keeps everything; made when it does not exist.
+    pub data_dir: PathBuf,
+    /// Where this node listens.
+    pub listen: Listen,
+    /// Where others reach this node, when that differs from `listen`.
+    #[serde(default)]
+    pub advertise: Advertise,
+    /// The nodes that make the cluster together at its first start, this one among
+    /// them; the same list on all of them.
+    pub initial_peers: Vec<InitialPeer>,
+    /// The shape of the cluster; read once, at its first start.
+    #[serde(default)]
+    pub cluster: ClusterShape,
+    /// Threads that run the node's tasks; 0 is one per core. Default: 0.
+    #[serde(default)]
+    pub worker_threads: usize,
+    /// Replication.
+    #[serde(default)]
+    pub raft: RaftConfig,
+    /// The Raft log.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// The state store.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// What clients may ask for.
+    #[serde(default)]
+    pub clients: ClientConfig,
+    /// How long a graceful stop may take before the node exits anyway. Default: 30s.
+    #[serde(default = "default_shutdown_timeout", with = "humantime_serde")]
+    pub shutdown_timeout: Duration,
+    /// Structured logs on standard error.
+    #[serde(default)]
+    pub logging: Logging,
+}
+
+/// Addresses to listen on, `host:port`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// For clients: gRPC, plaintext. Loopback only, see `docs/protocol.md`.
+    pub client: SocketAddr,
+    /// For the other nodes: gRPC, plaintext.
+    pub peer: SocketAddr,
+    /// For `/metrics`, `/healthz` and `/readyz`: HTTP/1.1.
+    pub http: SocketAddr,
+}
+
+/// Addresses that others use, `host:port`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advertise {
+    /// Default: `listen.client`.
+    pub client: Option<String>,
+    /// Default: `listen.peer`.
+    pub peer: Option<String>,
+}
+
+/// One of the nodes that make the cluster.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitialPeer {
+    /// Its `node_id`.
+    pub node_id: u64,
+    /// Where other nodes reach it, `host:port`.
+    pub peer_address: String,
+    /// Where clients reach it, `host:port`.
+    pub client_address: String,
+}
+
+/// The shape of the cluster, replicated at its first start.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterShape {
+    /// Raft groups that the 4096 slots are split over, 1 to 4095. Default: 16.
+    pub shards: u32,
+    /// Replicas of each shard, 1 to 7, at most the number of nodes. Default: 3.
+    pub replication_factor: u32,
+}
+
+impl Default for ClusterShape {
+    fn default() -> Self {
+        Self { shards: 16, replication_factor: 3 }
+    }
+}
+
+/// Timing and sizes of replication.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftConfig {
+    /// A leader is heard from at least this often. Default: 150ms.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// A follower waits at least this long for a leader before it asks to be one; more
+    /// than three heartbeats. Default: 500ms.
+    #[serde(with = "humantime_serde")]
+    pub election_min: Duration,
+    /// And at most this long. A silent leader is replaced after about twice this.
+    /// Default: 600ms.
+    #[serde(with = "humantime_serde")]
+    pub election_max: Duration,
+    /// Under load, a shard's commands are gathered for this long into one log entry;
+    /// the first after a pause never waits. Default: 4ms.
+    #[serde(with = "humantime_serde")]
+    pub batch_interval: Duration,
+    /// Log entries of one shard proposed and not applied, at most. Default: 4.
+    pub entries_in_flight_max: usize,
+    /// Bytes of commands in one log entry, at most. Default: 1048576.
+    pub entry_bytes_max: usize,
+    /// Commands that wait to be proposed in one shard, at most; over it callers get
+    /// RESOURCE_EXHAUSTED. Default: 100000.
+    pub proposals_waiting_max: usize,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(600),
+            batch_interval: Duration::from_millis(4),
+            entries_in_flight_max: 4,
+            entry_bytes_max: 1 << 20,
+            proposals_waiting_max: 100_000,
+        }
+    }
+}
+
+/// Sizes of the Raft log.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Bytes of one preallocated segment file. Default: 67108864.
+    pub segment_bytes: u64,
+    /// Bytes of entries kept in memory, all shards together. Default: 268435456.
+    pub memory_bytes_max: usize,
+    /// The state is flushed and the log purged when this many bytes were appended since
+    /// the last time. Default: 134217728.
+    pub flush_after_bytes: u64,
+    /// Or when this much time has passed since then and something was written.
+    /// Default: 5m.
+    #[serde(with = "humantime_serde")]
+    pub flush_after: Duration,
+    /// Entries of each shard that are kept behind what is flushed, so that a replica
+    /// that was away for a moment needs no snapshot. Default: 4096.
+    pub entries_kept: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            memory_bytes_max: 256 << 20,
+            flush_after_bytes: 128 << 20,
+            flush_after: Duration::from_secs(300),
+            entries_kept: 4_096,
+        }
+    }
+}
+
+/// Sizes of the state store.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// Bytes of one memtable. Default: 67108864.
+    pub memtable_bytes: usize,
+    /// Bytes of the block cache. Default: 268435456.
+    pub block_cache_bytes: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { memtable_bytes: 64 << 20, block_cache_bytes: 256 << 20 }
+    }
+}
+
+/// What clients may ask for. Limits that are part of the protocol are constants.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientConfig {
+    /// Streams must send something this often; told to them in Welcome. Default: 15s.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// A stream must say hello, and a connection its first byte, within this. Default: 10s.
+    #[serde(with = "humantime_serde")]
+    pub hello_timeout: Duration,
+    /// Connections at a time, at most; over it they are closed at once. Default: 65536.
+    pub connections_max: usize,
+    /// Streams and waiting calls at a time, at most; over it RESOURCE_EXHAUSTED.
+    /// Default: 65536.
+    pub sessions_max: usize,
+    /// Bytes queued for one stream that does not read; over it Resync. Default: 1048576.
+    pub session_queue_bytes_max: usize,
+    /// How long a call without a deadline may take. Default: 10s.
+    #[serde(with = "humantime_serde")]
+    pub call_timeout: Duration,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(15),
+            hello_timeout: Duration::from_secs(10),
+            connections_max: 65_536,
+            sessions_max: 65_536,
+            session_queue_bytes_max: 1 << 20,
+            call_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logging {
+    /// A tracing filter, for example `info,carillon_node=debug`. Default: `info`.
+    pub filter: String,
+    /// `text` or `json`. Default: `text`.
+    pub format: LogFormat,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+fn default_shutdown_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It could not be read, or a field is unknown, missing or of the wrong type.
+    #[error("configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: config::ConfigError,
+    },
+    /// A field has a value that cannot work.
+    #[error("configuration field {field}: {problem}")]
+    Invalid {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads `path`, applies the environment and checks the whole.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let config: Self = config::Config::builder()
+            .add_source(config::File::from(path).format(config::FileFormat::Toml))
+            .add_source(
+                config::Environment::with_prefix(ENVIRONMENT_PREFIX)
+                    .prefix_separator("__")
+                    .separator("__")
+                    .try_parsing(true),
+            )
+            .build()
+            .and_then(config::Config::try_deserialize)
+            .map_err(read)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// This node's id.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.node_id)
+    }
+
+    /// Where clients reach this node.
+    pub fn client_address(&self) -> String {
+        self.advertise.client.clone().unwrap_or_else(|| self.listen.client.to_string())
+    }
+
+    /// Where other nodes reach this node.
+    pub fn peer_address(&self) -> String {
+        self.advertise.peer.clone().unwrap_or_else(|| self.listen.peer.to_string())
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
+        if self.node_id == 0 {
+            return invalid("node_id", "is 0, but ids begin at 1".into());
+        }
+        if self.cluster_name.is_empty() || self.cluster_name.len() > 64 {
+            return invalid("cluster_name", "must have 1 to 64 bytes".into());
+        }
+        for (field, address) in [("listen.client", self.listen.client), ("listen.peer", self.listen.peer)] {
+            if !address.ip().is_loopback() {
+                return invalid(
+                    field,
+                    format!("{address} is not a loopback address, and nothing asks for credentials yet"),
+                );
+            }
+        }
+        if !self.initial_peers.iter().any(|peer| peer.node_id == self.node_id) {
+            return invalid("initial_peers", format!("does not name this node, {}", self.node_id));
+        }
+        let mut ids: Vec<u64> = self.initial_peers.iter().map(|peer| peer.node_id).collect();
+        ids.sort_unstable();
+        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return invalid("initial_peers", format!("names node {} twice", twice[0]));
+        }
+        if ids[0] == 0 {
+            return invalid("initial_peers", "has a node_id 0, but ids begin at 1".into());
+        }
+        if !(1..=SHARDS_MAX).contains(&self.cluster.shards) {
+            return invalid("cluster.shards", format!("is {}, must be 1 to {SHARDS_MAX}", self.cluster.shards));
+        }
+        let factor = self.cluster.replication_factor;
+        if !(1..=REPLICATION_FACTOR_MAX).contains(&factor) || factor as usize > ids.len() {
+            return invalid(
+                "cluster.replication_factor",
+                format!("is {factor}, must be 1 to {REPLICATION_FACTOR_MAX} and at most the {} initial peers", ids.len()),
+            );
+        }
+        if self.raft.election_min < self.raft.heartbeat * 3 {
+            return invalid("raft.election_min", "must be at least three times raft.heartbeat".into());
+        }
+        if self.raft.election_max <= self.raft.election_min {
+            return invalid("raft.election_max", "must be more than raft.election_min".into());
+        }
+        if self.raft.entries_in_flight_max == 0 {
+            return invalid("raft.entries_in_flight_max", "must be at least 1".into());
+        }
+        if !(4_096..=16 << 20).contains(&self.raft.entry_bytes_max) {
+            return invalid("raft.entry_bytes_max", "must be 4096 to 16777216".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        node_id = 1
+        cluster_name = "t"
+        data_dir = "d"
+        [listen]
+        client = "127.0.0.1:1"
+        peer = "127.0.0.1:2"
+        http = "127.0.0.1:3"
+        [[initial_peers]]
+        node_id = 1
+        peer_address = "127.0.0.1:2"
+        client_address = "127.0.0.1:1"
+        [cluster]
+        replication_factor = 1
+    "#;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("node.toml");
+        std::fs::write(&path, text).expect("a file in it");
+        Config::load(&path)
+    }
+
+    #[test]
+    fn minimal_is_enough() {
+        let config = load(MINIMAL).expect("valid");
+        assert_eq!(config.cluster.shards, 16);
+        assert_eq!(config.raft.heartbeat, Duration::from_millis(150));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let error = load(&format!("surprise = 1\n{MINIMAL}")).expect_err("unknown field");
+        assert!(error.to_string().contains("surprise"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        for (from, to, field) in [
+            ("node_id = 1\n        cluster", "node_id = 2\n        cluster", "initial_peers"),
+            ("replication_factor = 1", "replication_factor = 3", "replication_factor"),
+            ("127.0.0.1:1\"\n        peer", "10.0.0.1:1\"\n        peer", "listen.client"),
+        ] {
+            let text = MINIMAL.replacen(from, to, 1);
+            assert_ne!(text, MINIMAL, "the case for {field} changes something");
+            let error = load(&text).expect_err(field);
+            assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Delivers what is stored in the conversations led here into the members' inboxes, on
+//! whatever nodes those are led.
+//!
+//! The outbox in the shard's state is the truth; this is the worker that empties it. It
+//! hears of new entries from the apply of the shards led here, and reads the outbox once
+//! when it takes a shard over. Decisions are in [`state`], the wire form in [`batch`].
+
+pub mod batch;
+pub mod state;
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use carillon_core::command::encode_advance_outbox;
+use carillon_core::ids::{ConversationId, Seq, ShardId, UserId};
+use carillon_core::records::MessageRecord;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+pub use batch::DeliverBatch;
+use state::{FanoutState, Recipients, Source};
+
+use crate::cluster::Cluster;
+use crate::router::{DeliverSink, OpError, Router};
+
+/// Between two rounds of batches under load; the first after a pause leaves at once.
+const ROUND_INTERVAL: Duration = Duration::from_millis(4);
+
+/// The outbox is advanced at most this often: a crash in between only repeats deliveries.
+const ADVANCE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Conversations whose recipients are kept in memory, about.
+const CONVERSATIONS_KEPT: usize = 50_000;
+
+/// The fan-out worker of a node.
+pub struct Fanout {
+    cluster: Arc<Cluster>,
+    router: Arc<Router>,
+    state: Mutex<FanoutState>,
+    wake: Notify,
+    me: Weak<Fanout>,
+}
+
+impl Fanout {
+    /// A worker that leads nothing yet; [`Fanout::run`] must be running.
+    pub fn new(cluster: Arc<Cluster>, router: Arc<Router>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            cluster,
+            router,
+            state: Mutex::new(FanoutState::default()),
+            wake: Notify::new(),
+            me: me.clone(),
+        })
+    }
+
+    /// Entries were stored in a shard led here, in this order, and can be read.
+    pub fn stored(&self, shard: ShardId, entries: &[(ConversationId, Seq, MessageRecord)]) {
+        {
+            let mut state = self.state.lock();
+            for (conversation, seq, record) in entries {
+                state.stored(shard, conversation, *seq, record, self);
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// A shard is led here now, or not any more. Reads the outbox; called when everything
+    /// that was committed before is applied.
+    pub fn on_leading(&self, shard: ShardId, leads: bool) {
+        let mut state = self.state.lock();
+        match self.cluster.replica(shard) {
+            Some(replica) if leads => state.lead(shard, replica.undelivered()),
+            _ => state.follow(shard),
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Entries stored here and not in all their inboxes.
+    pub fn undelivered(&self) -> u64 {
+        self.state.lock().undelivered()
+    }
+
+    /// Rounds, until the node stops.
+    pub async fn run(self: Arc<Self>) {
+        let mut round = Instant::now() - ROUND_INTERVAL;
+        let mut advanced = Instant::now();
+        let mut advance_timer = tokio::time::interval(ADVANCE_INTERVAL);
+        loop {
+            // Both arms are cancel-safe: neither takes anything out.
+            tokio::select! {
+                () = self.wake.notified() => {
+                    if round.elapsed() < ROUND_INTERVAL {
+                        tokio::time::sleep_until(round + ROUND_INTERVAL).await;
+                    }
+                    round = Instant::now();
+                    self.send_batches();
+                }
+                _ = advance_timer.tick() => {}
+            }
+            if advanced.elapsed() >= ADVANCE_INTERVAL {
+                advanced = Instant::now();
+                self.advance_outboxes();
+            }
+        }
+    }
+
+    fn send_batches(&self) {
+        let batches = {
+            let mut state = self.state.lock();
+            state.fill(self);
+            state.batches()
+        };
+        for (to, batch) in batches {
+            let sink = Sink { fanout: self.me.clone(), to, batch: batch.clone() };
+            self.router.deliver(to, batch, Arc::new(sink));
+        }
+    }
+
+    fn advance_outboxes(&self) {
+        let advanced = {
+            let mut state = self.state.lock();
+            let advanced = state.take_advanced();
+            state.shrink(CONVERSATIONS_KEPT);
+            advanced
+        };
+        for (shard, conversations) in advanced {
+            let Some(replica) = self.cluster.replica(shard) else { continue };
+            let mut command = BytesMut::new();
+            encode_advance_outbox(&mut command, conversations.iter().map(|(id, upto)| (id, *upto)));
+            replica.take_own(command.freeze());
+        }
+    }
+}
+
+impl Source for Fanout {
+    fn message(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Option<MessageRecord> {
+        self.cluster.replica(shard)?.message(conversation, seq)
+    }
+
+    fn recipients(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Recipients {
+        let Some(replica) = self.cluster.replica(shard) else { return Recipients::default() };
+        let mut shards: Vec<(ShardId, Vec<UserId>, Vec<UserId>)> = Vec::new();
+        for (user, leaving) in replica.recipients(conversation, seq) {
+            let to = self.cluster.shard_of(user.slot());
+            let index = match shards.iter().position(|(shard, _, _)| *shard == to) {
+                Some(index) => index,
+                None => {
+                    shards.push((to, Vec::new(), Vec::new()));
+                    shards.len() - 1
+                }
+            };
+            if leaving {
+                shards[index].2.push(user.clone());
+            }
+            shards[index].1.push(user);
+        }
+        Recipients { shards }
+    }
+
+    fn encode(&self, conversation: &ConversationId, seq: Seq, record: &MessageRecord) -> Bytes {
+        crate::query::encode_message(conversation, seq, record)
+    }
+}
+
+struct Sink {
+    fanout: Weak<Fanout>,
+    to: ShardId,
+    batch: Bytes,
+}
+
+impl DeliverSink for Sink {
+    fn delivered(&self, result: Result<(), OpError>) {
+        let Some(fanout) = self.fanout.upgrade() else { return };
+        match result {
+            Ok(()) => {
+                let more = {
+                    let mut state = fanout.state.lock();
+                    state.delivered(self.to);
+                    state.has_work()
+                };
+                if more {
+                    fanout.wake.notify_one();
+                }
+            }
+            Err(OpError::ShuttingDown) => {}
+            Err(error) => {
+                tracing::error!(shard = self.to.0, %error, "a batch of deliveries failed; it is sent again");
+                let again = Sink { fanout: self.fanout.clone(), to: self.to, batch: self.batch.clone() };
+                fanout.router.deliver(self.to, self.batch.clone(), Arc::new(again));
+            }
+        }
+    }
+}

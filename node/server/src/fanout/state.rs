@@ -1,0 +1,408 @@
+//! What is on its way from the conversations led here to the inbox shards: the decisions
+//! of the fan-out, without its I/O.
+//!
+//! A destination takes as much as one batch holds while another is under way; beyond it
+//! conversations lag and are read from the store later.
+//!
+//! Owner of the state: [`FanoutState`], under the fan-out's mutex. Invariants per
+//! conversation: delivered ≤ dispatched ≤ head; entries go to one destination in seq order,
+//! and a destination has at most one batch under way, so a batch is applied only after
+//! every earlier one. That, with the per-user idempotency in the inbox shard, makes
+//! delivery exactly once and in order through any crash.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carillon_core::command::{DeliverEntry, encode_deliver};
+use carillon_core::ids::{ConversationId, Seq, ShardId, UserId};
+use carillon_core::records::MessageRecord;
+
+use super::batch::BatchWriter;
+
+/// Who gets an entry, by inbox shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recipients {
+    /// Per shard: the users in it, and those of them whom the entry removes.
+    pub shards: Vec<(ShardId, Vec<UserId>, Vec<UserId>)>,
+}
+
+/// Where entries and recipients are read when they are not at hand.
+pub trait Source {
+    /// An entry of a conversation.
+    fn message(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Option<MessageRecord>;
+    /// Who gets it.
+    fn recipients(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Recipients;
+    /// The encoded `v1.Message` of it.
+    fn encode(&self, conversation: &ConversationId, seq: Seq, record: &MessageRecord) -> Bytes;
+}
+
+struct Conversation {
+    shard: ShardId,
+    /// Distinguishes it from one of the same id that was led here before.
+    generation: u64,
+    delivered: Seq,
+    dispatched: Seq,
+    head: Seq,
+    /// For each dispatched and undelivered entry: destinations that have not applied it.
+    outstanding: VecDeque<usize>,
+    /// Valid until the next notice.
+    recipients: Option<Arc<Recipients>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ItemRef {
+    conversation: ConversationId,
+    generation: u64,
+    seq: Seq,
+}
+
+#[derive(Default)]
+struct Destination {
+    writer: BatchWriter,
+    refs: Vec<ItemRef>,
+    under_way: Option<Vec<ItemRef>>,
+}
+
+/// See the file's head.
+#[derive(Default)]
+pub struct FanoutState {
+    led: HashSet<ShardId>,
+    conversations: HashMap<ConversationId, Conversation>,
+    destinations: BTreeMap<ShardId, Destination>,
+    lagging: VecDeque<ConversationId>,
+    lagging_listed: HashSet<ConversationId>,
+    advanced: BTreeMap<ShardId, HashMap<ConversationId, Seq>>,
+    generation: u64,
+}
+
+impl FanoutState {
+    /// A shard is led here now; `undelivered` is from its outbox: (conversation, delivered
+    /// up to, last entry).
+    pub fn lead(&mut self, shard: ShardId, undelivered: Vec<(ConversationId, Seq, Seq)>) {
+        self.follow(shard);
+        self.led.insert(shard);
+        for (conversation, delivered, head) in undelivered {
+            self.generation += 1;
+            self.list_lagging(&conversation);
+            let state = Conversation {
+                shard,
+                generation: self.generation,
+                delivered,
+                dispatched: delivered,
+                head,
+                outstanding: VecDeque::new(),
+                recipients: None,
+            };
+            self.conversations.insert(conversation, state);
+        }
+    }
+
+    /// A shard is not led here any more: its new leader goes on from the outbox.
+    pub fn follow(&mut self, shard: ShardId) {
+        if self.led.remove(&shard) {
+            self.conversations.retain(|_, conversation| conversation.shard != shard);
+            self.advanced.remove(&shard);
+        }
+    }
+
+    /// An entry was stored in a shard led here.
+    pub fn stored(
+        &mut self,
+        shard: ShardId,
+        id: &ConversationId,
+        seq: Seq,
+        record: &MessageRecord,
+        source: &impl Source,
+    ) {
+        if !self.led.contains(&shard) {
+            return;
+        }
+        let generation = &mut self.generation;
+        let conversation = self.conversations.entry(id.clone()).or_insert_with(|| {
+            *generation += 1;
+            let before = Seq(seq.0 - 1);
+            Conversation {
+                shard,
+                generation: *generation,
+                delivered: before,
+                dispatched: before,
+                head: before,
+                outstanding: VecDeque::new(),
+                recipients: None,
+            }
+        });
+        if seq <= conversation.head {
+            return; // the outbox had it already when this shard was taken over
+        }
+        let next_in_line = conversation.dispatched.0 + 1 == seq.0 && conversation.head == conversation.dispatched;
+        conversation.head = seq;
+        if next_in_line && self.dispatch(id, seq, record, source) {
+            return;
+        }
+        self.list_lagging(id);
+    }
+
+    /// Puts the next entry of a conversation into the destinations' batches; false when one
+    /// of them is full.
+    fn dispatch(&mut self, id: &ConversationId, seq: Seq, record: &MessageRecord, source: &impl Source) -> bool {
+        let Some(conversation) = self.conversations.get_mut(id) else { return true };
+        let recipients = match &conversation.recipients {
+            Some(recipients) if record.countable => recipients.clone(),
+            _ => Arc::new(source.recipients(conversation.shard, id, seq)),
+        };
+        let full = |(shard, _, _): &(ShardId, Vec<UserId>, Vec<UserId>)| {
+            self.destinations.get(shard).is_some_and(|destination| destination.writer.is_full())
+        };
+        if recipients.shards.iter().any(full) {
+            return false;
+        }
+        let message = source.encode(id, seq, record);
+        for (shard, users, leaving) in &recipients.shards {
+            let destination = self.destinations.entry(*shard).or_default();
+            let entry = DeliverEntry {
+                conversation: id,
+                seq,
+                at: record.at,
+                sender: &record.sender,
+                countable: record.countable,
+            };
+            destination
+                .writer
+                .add(&message, |buffer| encode_deliver(buffer, &entry, users.iter(), leaving.iter()));
+            destination.refs.push(ItemRef { conversation: id.clone(), generation: conversation.generation, seq });
+        }
+        conversation.dispatched = seq;
+        conversation.outstanding.push_back(recipients.shards.len());
+        // A notice may have changed who is a member after it.
+        conversation.recipients = record.countable.then_some(recipients);
+        self.advance(id);
+        true
+    }
+
+    /// Dispatches what lags, as far as the destinations take it.
+    pub fn fill(&mut self, source: &impl Source) {
+        for _ in 0..self.lagging.len() {
+            let Some(id) = self.lagging.pop_front() else { return };
+            self.lagging_listed.remove(&id);
+            while let Some(conversation) = self.conversations.get(&id)
+                && conversation.dispatched < conversation.head
+            {
+                let (shard, seq) = (conversation.shard, Seq(conversation.dispatched.0 + 1));
+                let Some(record) = source.message(shard, &id, seq) else {
+                    self.list_lagging(&id);
+                    break;
+                };
+                if !self.dispatch(&id, seq, &record, source) {
+                    self.list_lagging(&id);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Batches that can leave now: full ones and others alike, one a destination at most.
+    pub fn batches(&mut self) -> Vec<(ShardId, Bytes)> {
+        let mut out = Vec::new();
+        for (shard, destination) in &mut self.destinations {
+            if destination.under_way.is_none() && destination.writer.items() > 0 {
+                let writer = std::mem::take(&mut destination.writer);
+                destination.under_way = Some(std::mem::take(&mut destination.refs));
+                out.push((*shard, writer.finish()));
+            }
+        }
+        out
+    }
+
+    /// The batch under way to a destination is applied there.
+    pub fn delivered(&mut self, to: ShardId) {
+        let Some(refs) = self.destinations.get_mut(&to).and_then(|destination| destination.under_way.take()) else {
+            return;
+        };
+        for item in refs {
+            let Some(conversation) = self.conversations.get_mut(&item.conversation) else { continue };
+            if conversation.generation != item.generation || item.seq <= conversation.delivered {
+                continue;
+            }
+            let index = (item.seq.0 - conversation.delivered.0 - 1) as usize;
+            if let Some(left) = conversation.outstanding.get_mut(index) {
+                *left = left.saturating_sub(1);
+            }
+            self.advance(&item.conversation);
+        }
+    }
+
+    fn advance(&mut self, id: &ConversationId) {
+        let Some(conversation) = self.conversations.get_mut(id) else { return };
+        let before = conversation.delivered;
+        while conversation.outstanding.front() == Some(&0) {
+            conversation.outstanding.pop_front();
+            conversation.delivered.0 += 1;
+        }
+        if conversation.delivered > before {
+            self.advanced.entry(conversation.shard).or_default().insert(id.clone(), conversation.delivered);
+        }
+    }
+
+    /// Conversations whose outbox can be advanced, per shard led here. One that is wholly
+    /// delivered is forgotten.
+    pub fn take_advanced(&mut self) -> BTreeMap<ShardId, HashMap<ConversationId, Seq>> {
+        let advanced = std::mem::take(&mut self.advanced);
+        for id in advanced.values().flat_map(HashMap::keys) {
+            if self.conversations.get(id).is_some_and(|conversation| {
+                conversation.delivered == conversation.head && conversation.recipients.is_none()
+            }) {
+                self.conversations.remove(id);
+            }
+        }
+        advanced
+    }
+
+    /// Forgets the recipients of conversations that are wholly delivered, down to `keep`
+    /// conversations: the memory of the fan-out is bounded by what is under way.
+    pub fn shrink(&mut self, keep: usize) {
+        if self.conversations.len() > keep {
+            self.conversations.retain(|_, conversation| conversation.delivered < conversation.head);
+        }
+    }
+
+    /// Entries stored here and not in all their inboxes.
+    pub fn undelivered(&self) -> u64 {
+        self.conversations.values().map(|conversation| conversation.head.0 - conversation.delivered.0).sum()
+    }
+
+    /// True when nothing waits to leave or lags.
+    pub fn has_work(&self) -> bool {
+        !self.lagging.is_empty()
+            || self
+                .destinations
+                .values()
+                .any(|destination| destination.under_way.is_none() && destination.writer.items() > 0)
+    }
+
+    fn list_lagging(&mut self, id: &ConversationId) {
+        if self.lagging_listed.insert(id.clone()) {
+            self.lagging.push_back(id.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_core::ids::{MessageId, TimestampMs};
+
+    struct Fixed(Recipients);
+
+    impl Source for Fixed {
+        fn message(&self, _: ShardId, _: &ConversationId, _: Seq) -> Option<MessageRecord> {
+            Some(record(true))
+        }
+        fn recipients(&self, _: ShardId, _: &ConversationId, _: Seq) -> Recipients {
+            self.0.clone()
+        }
+        fn encode(&self, _: &ConversationId, _: Seq, _: &MessageRecord) -> Bytes {
+            Bytes::from_static(b"m")
+        }
+    }
+
+    fn record(countable: bool) -> MessageRecord {
+        MessageRecord {
+            message_id: MessageId(1),
+            sender: UserId::parse("alice").expect("an id"),
+            client_message_id: None,
+            at: TimestampMs(1),
+            countable,
+            content: Bytes::new(),
+        }
+    }
+
+    fn two_shards() -> Fixed {
+        let user = |id: &'static str| UserId::parse(id).expect("an id");
+        Fixed(Recipients {
+            shards: vec![
+                (ShardId(1), vec![user("alice")], vec![]),
+                (ShardId(2), vec![user("bob")], vec![]),
+            ],
+        })
+    }
+
+    fn group() -> ConversationId {
+        ConversationId::parse("g").expect("an id")
+    }
+
+    #[test]
+    fn outbox_advances_when_every_destination_has_it() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        state.lead(ShardId(7), vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        assert!(state.take_advanced().is_empty());
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(7)][&group()], Seq(1));
+        assert_eq!(state.undelivered(), 0);
+    }
+
+    #[test]
+    fn one_batch_a_destination_is_under_way() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        state.lead(ShardId(7), vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        assert_eq!(state.batches().len(), 2);
+        state.stored(ShardId(7), &group(), Seq(2), &record(true), &source);
+        assert!(state.batches().is_empty());
+        state.delivered(ShardId(2));
+        let next: Vec<ShardId> = state.batches().into_iter().map(|(shard, _)| shard).collect();
+        assert_eq!(next, [ShardId(2)]);
+    }
+
+    #[test]
+    fn a_new_leader_goes_on_from_the_outbox() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        state.lead(ShardId(7), vec![(group(), Seq(3), Seq(5))]);
+        state.stored(ShardId(7), &group(), Seq(5), &record(true), &source);
+        state.stored(ShardId(7), &group(), Seq(6), &record(true), &source);
+        state.fill(&source);
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(7)][&group()], Seq(6));
+    }
+
+    #[test]
+    fn an_answer_for_an_earlier_leadership_counts_nothing() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        state.lead(ShardId(7), vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        assert_eq!(state.batches().len(), 2);
+        state.follow(ShardId(7));
+        state.lead(ShardId(7), vec![(group(), Seq(0), Seq(1))]);
+        state.fill(&source);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert!(state.take_advanced().is_empty());
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(7)][&group()], Seq(1));
+    }
+
+    #[test]
+    fn a_full_destination_makes_conversations_lag_and_loses_nothing() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        state.lead(ShardId(7), vec![]);
+        let last = u64::from(super::super::batch::BATCH_ITEMS_MAX) + 100;
+        for seq in 1..=last {
+            state.stored(ShardId(7), &group(), Seq(seq), &record(true), &source);
+        }
+        for _ in 0..4 {
+            state.fill(&source);
+            for (shard, _) in state.batches() {
+                state.delivered(shard);
+            }
+        }
+        assert_eq!(state.undelivered(), 0);
+        assert_eq!(state.take_advanced()[&ShardId(7)][&group()], Seq(last));
+    }
+}

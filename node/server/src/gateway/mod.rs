@@ -1,0 +1,211 @@
+//! The clients' side of a node: `carillon.v1.Chat`.
+//!
+//! A `Connect` stream is one task that reads frames and one response body that sends
+//! what is queued; sends go to the router with the session as their sink, and pushes are
+//! encoded straight into the session's queue. Everything else is a unary call.
+//!
+//! Code map:
+//! - [`service`]: the tower service; `Connect` to [`connect`], the rest to [`unary`].
+//! - [`connect`]: reads a stream's frames. [`session`]: what its parts share.
+//!   [`queue`]: its state machine, pure. [`frames`]: its wire form.
+//! - [`registry`]: who listens to which inbox. [`subscriptions`]: tells the leaders.
+//! - [`content`], [`errors`], [`limits`], [`metrics`].
+//!
+//! Owner of the state: [`Gateway`] for the set of sessions, each session for itself.
+
+mod connect;
+mod content;
+pub mod errors;
+mod frames;
+pub mod limits;
+pub mod metrics;
+mod queue;
+mod registry;
+mod service;
+mod session;
+mod subscriptions;
+mod unary;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use carillon_core::{NodeId, ShardId, UserId};
+use parking_lot::Mutex;
+use rand::Rng;
+use tokio::sync::watch;
+
+use self::errors::Failure;
+pub use self::limits::Limits;
+pub use self::metrics::GatewayMetrics;
+use self::registry::{Listener, Registry};
+pub use self::service::ChatService;
+use self::session::{Place, Places, Session};
+use self::subscriptions::Subscriptions;
+use crate::router::Router;
+
+/// What a gateway is made of.
+pub struct GatewayOptions {
+    /// This node: where pushes are sent to.
+    pub node_id: NodeId,
+    /// What clients may ask for.
+    pub limits: Limits,
+    /// The way to the shards.
+    pub router: Arc<Router>,
+    /// What is counted.
+    pub metrics: Arc<GatewayMetrics>,
+}
+
+/// See the module.
+pub struct Gateway {
+    node: NodeId,
+    limits: Limits,
+    router: Arc<Router>,
+    metrics: Arc<GatewayMetrics>,
+    registry: Arc<Registry>,
+    subscriptions: Arc<Subscriptions>,
+    places: Arc<Places>,
+    sessions: Mutex<HashMap<u64, Weak<Session>>>,
+    session_counter: AtomicU64,
+    /// Makes session ids differ between two runs of a node.
+    run: u32,
+    draining: watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// A gateway without streams.
+    pub fn new(options: GatewayOptions) -> Arc<Self> {
+        let GatewayOptions {
+            node_id,
+            limits,
+            router,
+            metrics,
+        } = options;
+        let registry = Arc::new(Registry::new());
+        let subscriptions = Subscriptions::new(node_id, router.clone(), registry.clone());
+        Arc::new(Self {
+            node: node_id,
+            limits,
+            router,
+            metrics,
+            registry,
+            subscriptions,
+            places: Arc::default(),
+            sessions: Mutex::default(),
+            session_counter: AtomicU64::new(0),
+            run: rand::rng().random(),
+            draining: watch::Sender::new(false),
+        })
+    }
+
+    /// The service for tonic's routes.
+    pub fn service(self: &Arc<Self>) -> ChatService {
+        ChatService::new(self.clone())
+    }
+
+    /// An inbox entry of users of this node was committed: `message` is the encoded
+    /// `v1.Message`, and for each user there is its place in the inbox and the unread
+    /// count after it. Along one inbox, calls must come in order; a gap becomes a Resync.
+    pub fn on_push<'a>(&self, message: Bytes, targets: impl Iterator<Item = (&'a [u8], u64, u32)>) {
+        for (user, inbox_seq, unread) in targets {
+            if self.registry.push(user, inbox_seq, unread, &message) {
+                continue;
+            }
+            // The leader does not know yet that they have gone, or never will unless told.
+            if let Ok(user) = UserId::parse(Bytes::copy_from_slice(user)) {
+                self.subscriptions.changed(user);
+            }
+        }
+    }
+
+    /// A shard has a new leader: it is told of the users of this node, and whoever missed
+    /// entries meanwhile learns it.
+    pub fn on_leader_changed(&self, shard: ShardId) {
+        self.subscriptions.leader_changed(shard);
+    }
+
+    /// `Connect` and `SyncStream` streams and waiting `Sync` calls.
+    pub fn sessions(&self) -> usize {
+        self.places.taken()
+    }
+
+    /// Refuses new streams, asks the clients of the others to connect elsewhere, each
+    /// after a random time up to `spread`, and waits until all are closed, at most
+    /// `max_wait`. Sends that were taken are answered first.
+    pub async fn drain(&self, spread: Duration, max_wait: Duration) {
+        self.draining.send_replace(true);
+        let sessions: Vec<Arc<Session>> = self
+            .sessions
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
+        for session in sessions {
+            session.drain(rand::rng().random_range(0..=spread_ms));
+        }
+        if tokio::time::timeout(max_wait, self.places.empty())
+            .await
+            .is_err()
+        {
+            tracing::warn!(sessions = self.sessions(), "clients did not leave in time");
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Takes a place for a stream or a waiting call.
+    fn admit(&self) -> Result<Place, Failure> {
+        if self.is_draining() {
+            return Err(Failure::draining());
+        }
+        self.places.take(self.limits.sessions_max)
+    }
+
+    /// A new stream, and the number it has here.
+    fn open_session(&self) -> Result<(u64, Arc<Session>), Failure> {
+        let place = self.admit()?;
+        let session = Session::new(
+            self.limits.session_queue_bytes_max,
+            self.metrics.clone(),
+            place,
+        );
+        let number = self.session_counter.fetch_add(1, Ordering::Relaxed);
+        self.sessions
+            .lock()
+            .insert(number, Arc::downgrade(&session));
+        if self.is_draining() {
+            // It came in between; `drain` may not have seen it.
+            session.drain(0);
+        }
+        Ok((number, session))
+    }
+
+    fn close_session(&self, number: u64) {
+        self.sessions.lock().remove(&number);
+    }
+
+    /// A name for a session that is unique in the cluster.
+    fn session_id(&self, number: u64) -> String {
+        format!("{}-{:08x}-{number}", self.node, self.run)
+    }
+
+    /// Takes a listener out; the leader is told when it was the user's last.
+    fn unlisten(&self, user: &UserId, listener: &Listener) {
+        if self.registry.remove(user, listener) {
+            self.subscriptions.changed(user.clone());
+        }
+    }
+}
+
+/// This node's clock, milliseconds since the Unix epoch.
+fn now_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

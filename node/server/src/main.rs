@@ -1,0 +1,79 @@
+//! The binary of a node: `carillon-node --config node.toml`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use carillon_node::config::{Config, LogFormat, Logging};
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// A storage node and gateway of a Carillon cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration, a TOML file; docs/configuration.md describes every field.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Only check the configuration.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let config = Config::load(&arguments.config)?;
+    if arguments.check {
+        println!("{} is valid", arguments.config.display());
+        return Ok(());
+    }
+    start_logging(&config.logging)?;
+    // A task that panics would leave the others running with half of a state.
+    std::panic::set_hook(Box::new(|panic| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        carillon_node::node::die(&format!("panic: {panic}\n{trace}"));
+    }));
+    if carillon_log::failpoint::init()? {
+        tracing::warn!("CARILLON_FAILPOINTS is set: this node will fail on purpose");
+    }
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if config.worker_threads > 0 {
+        runtime.worker_threads(config.worker_threads);
+    }
+    let runtime = runtime.enable_all().build().context("the runtime cannot be started")?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.node_id,
+        cluster = config.cluster_name,
+        clients = %config.listen.client,
+        "starts"
+    );
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        carillon_node::node::run(config, stop).await
+    })?;
+    // Everything is durable; what still runs has nothing to say.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+fn start_logging(logging: &Logging) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&logging.filter)
+        .with_context(|| format!("configuration field logging.filter: {:?}", logging.filter))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match logging.format {
+        LogFormat::Text => subscriber.with_ansi(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The meta group's state machine: the node registry and the shard map, on every node.
+//!
+//! Owner of the state: this machine; others see it through [`Cluster::meta`]. It is kept
+//! whole in the applied record of shard 0, so it is flushed, sent and installed like any
+//! shard.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use carillon_core::apply::Effects;
+use carillon_core::command::BatchReader;
+use carillon_core::ids::ShardId;
+use carillon_core::map::{MetaCommand, MetaState, apply_meta};
+use carillon_core::records::ShardClock;
+use carillon_core::reply::Reply;
+use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
+use carillon_store::ShardStore;
+use parking_lot::Mutex;
+
+use crate::cluster::Cluster;
+use crate::flush::Flusher;
+use crate::peer::snapshot::{Content, ReceivedSnapshot};
+
+/// The meta group's shard id.
+pub const META_SHARD: ShardId = ShardId(0);
+
+/// See the file's head.
+pub struct MetaMachine {
+    flusher: Arc<Flusher>,
+    store: Mutex<ShardStore>,
+    cluster: Arc<Cluster>,
+    applied: Option<Bytes>,
+    state: Arc<MetaState>,
+}
+
+impl MetaMachine {
+    /// Reads what is durable and tells the cluster of it.
+    pub fn new(flusher: Arc<Flusher>, store: ShardStore, cluster: Arc<Cluster>) -> anyhow::Result<Self> {
+        let (applied, state) = match store.applied() {
+            Some(record) => {
+                let (applied, state) = split(record.clone())?;
+                (Some(applied), state)
+            }
+            None => (None, MetaState::default()),
+        };
+        let state = Arc::new(state);
+        cluster.set_meta(state.clone());
+        Ok(Self { flusher, store: Mutex::new(store), cluster, applied, state })
+    }
+
+    fn keep(&mut self, applied: Bytes) -> Result<(), carillon_store::StoreError> {
+        let record = join(&applied, &self.state);
+        self.store.get_mut().begin().commit(&record, ShardClock::default())?;
+        self.applied = Some(applied);
+        Ok(())
+    }
+}
+
+impl Machine for MetaMachine {
+    fn applied(&self) -> Option<Bytes> {
+        self.applied.clone()
+    }
+
+    fn apply(&mut self, entries: &[CommittedEntry], applied: Bytes) -> Vec<Vec<Effects>> {
+        let mut all = Vec::with_capacity(entries.len());
+        let mut state = MetaState::clone(&self.state);
+        for entry in entries {
+            let Some(payload) = &entry.payload else {
+                all.push(Vec::new());
+                continue;
+            };
+            let commands = BatchReader::new(payload.clone()).and_then(BatchReader::into_bytes);
+            let Ok(commands) = commands else { undecodable(entry.index) };
+            let mut effects = Vec::with_capacity(commands.len());
+            for command in commands {
+                let Ok(command) = MetaCommand::decode(&command) else { undecodable(entry.index) };
+                let reply = apply_meta(&mut state, command);
+                tracing::info!(?reply, epoch = state.map.epoch.0, "the shard map changed");
+                effects.push(Effects { reply: Reply::Done, event: None });
+            }
+            all.push(effects);
+        }
+        let changed = state != *self.state;
+        if changed {
+            self.state = Arc::new(state);
+        }
+        if let Err(error) = self.keep(applied) {
+            tracing::error!(%error, "the meta group's state could not be kept; the node stops");
+            std::process::abort();
+        }
+        if changed {
+            self.cluster.set_meta(self.state.clone());
+        }
+        all
+    }
+
+    fn flush(&self) -> FlushJob {
+        let flush = self.flusher.job(META_SHARD);
+        Box::new(move || {
+            let (applied, _) = split(flush()?).map_err(io::Error::other)?;
+            Ok(applied)
+        })
+    }
+
+    fn snapshot(&self) -> io::Result<(Bytes, SnapshotContent)> {
+        let applied = self.applied.clone().ok_or_else(|| io::Error::other("the meta group has nothing applied"))?;
+        Ok((applied, Arc::new(Content::Meta(self.state.clone()))))
+    }
+
+    fn install(&mut self, applied: Bytes, content: SnapshotContent) -> io::Result<()> {
+        let received = content
+            .downcast::<ReceivedSnapshot>()
+            .map_err(|_| io::Error::other("a snapshot of another kind was handed to the meta group"))?;
+        let state = MetaState::decode(received.record()).map_err(io::Error::other)?;
+        self.state = Arc::new(state);
+        self.keep(applied).map_err(io::Error::other)?;
+        self.flusher.job(META_SHARD)()?;
+        self.cluster.set_meta(self.state.clone());
+        Ok(())
+    }
+}
+
+fn undecodable(index: u64) -> ! {
+    tracing::error!(index, "a committed entry of the meta group cannot be decoded; is this binary older than the cluster?");
+    std::process::abort()
+}
+
+/// u32 length and applied record, then the state.
+fn join(applied: &Bytes, state: &MetaState) -> Bytes {
+    let mut record = BytesMut::new();
+    record.put_u32_le(applied.len() as u32);
+    record.put_slice(applied);
+    record.put_slice(&state.encode());
+    record.freeze()
+}
+
+fn split(mut record: Bytes) -> anyhow::Result<(Bytes, MetaState)> {
+    anyhow::ensure!(record.len() >= 4, "the meta group's record is damaged; replace this node by a new one");
+    let length = record.get_u32_le() as usize;
+    anyhow::ensure!(length <= record.len(), "the meta group's record is damaged; replace this node by a new one");
+    let applied = record.split_to(length);
+    Ok((applied, MetaState::decode(&record)?))
+}

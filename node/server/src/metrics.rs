@@ -1,0 +1,147 @@
+//! What this node measures of itself, in the Prometheus text format under `/metrics`.
+//!
+//! Metrics are registered once, here and in the gateway; gauges of things that have their
+//! own state are read when they are asked for.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Counters of the shards' work, shared by all replicas.
+pub struct NodeMetrics {
+    entries_proposed: Counter,
+    commands_per_entry: Histogram,
+}
+
+impl NodeMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            entries_proposed: Counter::default(),
+            commands_per_entry: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
+        };
+        registry.register(
+            "entries_proposed",
+            "Raft log entries that leaders on this node proposed",
+            metrics.entries_proposed.clone(),
+        );
+        registry.register(
+            "commands_per_entry",
+            "Commands in each of them",
+            metrics.commands_per_entry.clone(),
+        );
+        Arc::new(metrics)
+    }
+
+    /// A leader proposed an entry of so many commands.
+    pub fn entry_proposed(&self, commands: usize) {
+        self.entries_proposed.inc();
+        self.commands_per_entry.observe(commands as f64);
+    }
+}
+
+/// Values that are read from their owners when metrics are asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Observed {
+    /// Replicas on this node.
+    pub replicas: u64,
+    /// Shards that this node leads.
+    pub leaders: u64,
+    /// Nodes that are linked, itself included.
+    pub nodes_up: u64,
+    /// Operations of this node that have not ended.
+    pub operations_outstanding: u64,
+    /// Entries stored in shards led here and not in all their inboxes.
+    pub deliveries_outstanding: u64,
+    /// Log entries that the slowest follower of a shard led here lacks.
+    pub replication_lag_entries_max: u64,
+    /// Bytes of the Raft log on disk.
+    pub log_bytes: u64,
+    /// fsyncs of the Raft log since the start.
+    pub log_syncs: u64,
+    /// Microseconds spent in them.
+    pub log_sync_microseconds: u64,
+    /// Bytes of state on disk, about.
+    pub state_bytes: u64,
+    /// Bytes of state in memory that are not flushed.
+    pub memtable_bytes: u64,
+}
+
+/// The gauges for [`Observed`] and the registry of everything.
+pub struct MetricsPage {
+    registry: Registry,
+    gauges: Vec<(Gauge<u64, AtomicU64>, fn(&Observed) -> u64)>,
+}
+
+impl MetricsPage {
+    /// Finishes a registry into a page.
+    pub fn new(mut registry: Registry) -> Self {
+        type Read = fn(&Observed) -> u64;
+        let described: [(&str, &str, Option<Unit>, Read); 11] = [
+            ("replicas", "Replicas on this node", None, |o| o.replicas),
+            ("leaders", "Shards that this node leads", None, |o| o.leaders),
+            ("nodes_up", "Nodes that this node is linked with, itself included", None, |o| o.nodes_up),
+            ("operations_outstanding", "Operations of this node's clients that have not ended", None, |o| {
+                o.operations_outstanding
+            }),
+            ("deliveries_outstanding", "Entries of shards led here that are not in all inboxes", None, |o| {
+                o.deliveries_outstanding
+            }),
+            ("replication_lag_entries_max", "Log entries that the slowest follower lacks", None, |o| {
+                o.replication_lag_entries_max
+            }),
+            ("log", "Raft log on disk", Some(Unit::Bytes), |o| o.log_bytes),
+            ("log_syncs", "fsyncs of the Raft log since the start", None, |o| o.log_syncs),
+            ("log_sync_microseconds", "Time spent in fsyncs of the Raft log", None, |o| o.log_sync_microseconds),
+            ("state", "State on disk, about", Some(Unit::Bytes), |o| o.state_bytes),
+            ("memtable", "State in memory that is not flushed", Some(Unit::Bytes), |o| o.memtable_bytes),
+        ];
+        let mut gauges = Vec::with_capacity(described.len());
+        for (name, help, unit, read) in described {
+            let gauge = Gauge::<u64, AtomicU64>::default();
+            match unit {
+                Some(unit) => registry.register_with_unit(name, help, unit, gauge.clone()),
+                None => registry.register(name, help, gauge.clone()),
+            }
+            gauges.push((gauge, read));
+        }
+        Self { registry, gauges }
+    }
+
+    /// The page, with these values.
+    pub fn render(&self, observed: &Observed) -> Result<String, std::fmt::Error> {
+        for (gauge, read) in &self.gauges {
+            gauge.set(read(observed));
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// A registry whose metrics begin with `carillon_`.
+pub fn registry() -> Registry {
+    Registry::with_prefix("carillon")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_has_what_was_observed() {
+        let mut registry = registry();
+        let metrics = NodeMetrics::register(&mut registry);
+        metrics.entry_proposed(3);
+        let page = MetricsPage::new(registry);
+        let text = page.render(&Observed { leaders: 5, log_bytes: 7, ..Observed::default() }).expect("text");
+        assert!(text.contains("carillon_leaders 5"), "{text}");
+        assert!(text.contains("carillon_log_bytes 7"), "{text}");
+        assert!(text.contains("carillon_entries_proposed_total 1"), "{text}");
+    }
+}

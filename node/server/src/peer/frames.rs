@@ -1,0 +1,183 @@
+//! The frames of a relay link: operations of one node's router to the leaders on
+//! another, their answers, and pushes for online users.
+//!
+//! Bodies, little-endian: an operation is u64 term and the payload; an answer is u8 status
+//! and what belongs to it; a push is u32 length and encoded `v1.Message`, then per user u8
+//! length and id, u64 inbox_seq, u32 unread.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::reply::Reply;
+use carillon_raft::{FrameKind, Link};
+
+use crate::cluster::Route;
+use crate::router::{Response, Settled};
+
+/// An encoded core command.
+pub const COMMAND: FrameKind = FrameKind(FrameKind::USER_FIRST);
+/// An encoded `internal.Query`.
+pub const QUERY: FrameKind = FrameKind(FrameKind::USER_FIRST + 1);
+/// A batch of deliveries.
+pub const DELIVER: FrameKind = FrameKind(FrameKind::USER_FIRST + 2);
+/// The end of one of the above.
+pub const ANSWER: FrameKind = FrameKind(FrameKind::USER_FIRST + 3);
+/// For users with sessions on the receiving node.
+pub const PUSH: FrameKind = FrameKind(FrameKind::USER_FIRST + 4);
+
+/// An encoded core reply follows.
+pub const STATUS_REPLY: u8 = 0;
+const STATUS_ANSWER: u8 = 1;
+const STATUS_DELIVERED: u8 = 2;
+const STATUS_RETRY: u8 = 3;
+const STATUS_OVERLOADED: u8 = 4;
+const STATUS_FAILED: u8 = 5;
+
+/// The limits that a leader can name to another node.
+const LIMITS: [&str; 1] = ["proposals_waiting_max"];
+
+/// Answers an operation of the other node. When the link is gone, the other node sends the
+/// operation again by itself.
+pub fn send_settled(link: &Link, shard: ShardId, correlation: u64, settled: &Settled) {
+    let sent = link.send(ANSWER, shard, correlation, |buffer| write_settled(buffer, settled));
+    if !sent {
+        tracing::debug!(peer = link.peer().0, shard = shard.0, "an answer found its link gone");
+    }
+}
+
+fn write_settled(buffer: &mut BytesMut, settled: &Settled) {
+    match settled {
+        Settled::Done(Response::Reply(reply)) => {
+            buffer.put_u8(STATUS_REPLY);
+            reply.encode(buffer);
+        }
+        Settled::Done(Response::Answer(answer)) => {
+            buffer.put_u8(STATUS_ANSWER);
+            buffer.put_slice(answer);
+        }
+        Settled::Done(Response::Delivered) => buffer.put_u8(STATUS_DELIVERED),
+        Settled::Retry(hint) => {
+            buffer.put_u8(STATUS_RETRY);
+            buffer.put_u64_le(hint.map_or(0, |route| route.node.0));
+            buffer.put_u64_le(hint.map_or(0, |route| route.term));
+        }
+        Settled::Overloaded { limit, max } => {
+            buffer.put_u8(STATUS_OVERLOADED);
+            let index = LIMITS.iter().position(|name| name == limit).unwrap_or(0);
+            buffer.put_u8(index as u8);
+            buffer.put_u64_le(*max);
+        }
+        Settled::Failed(problem) => {
+            buffer.put_u8(STATUS_FAILED);
+            buffer.put_slice(problem.as_bytes());
+        }
+    }
+}
+
+/// Reads the body of an answer; none when it is damaged.
+pub fn read_settled(mut body: Bytes) -> Option<Settled> {
+    if body.is_empty() {
+        return None;
+    }
+    Some(match body.get_u8() {
+        STATUS_REPLY => Settled::Done(Response::Reply(Reply::decode(&body).ok()?)),
+        STATUS_ANSWER => Settled::Done(Response::Answer(body)),
+        STATUS_DELIVERED => Settled::Done(Response::Delivered),
+        STATUS_RETRY if body.len() == 16 => {
+            let (node, term) = (body.get_u64_le(), body.get_u64_le());
+            Settled::Retry((node != 0).then_some(Route { node: NodeId(node), term }))
+        }
+        STATUS_OVERLOADED if body.len() == 9 => {
+            let limit = LIMITS.get(usize::from(body.get_u8())).copied()?;
+            Settled::Overloaded { limit, max: body.get_u64_le() }
+        }
+        STATUS_FAILED => Settled::Failed(String::from_utf8_lossy(&body).into_owned()),
+        _ => return None,
+    })
+}
+
+/// Sends a push. When the buffer is full the link is closed: the other node then asks all
+/// of its users' inboxes again, so that nobody misses it.
+pub fn send_push<'a>(
+    link: &Link,
+    shard: ShardId,
+    message: &[u8],
+    targets: impl Iterator<Item = (&'a [u8], u64, u32)>,
+) {
+    let sent = link.send(PUSH, shard, 0, |buffer| {
+        buffer.put_u32_le(message.len() as u32);
+        buffer.put_slice(message);
+        for (user, inbox_seq, unread) in targets {
+            buffer.put_u8(user.len() as u8);
+            buffer.put_slice(user);
+            buffer.put_u64_le(inbox_seq);
+            buffer.put_u32_le(unread);
+        }
+    });
+    if !sent {
+        let state = *link.watch().borrow();
+        if state.up {
+            tracing::warn!(peer = link.peer().0, "the link cannot take a push; closing it");
+            link.close(state.epoch);
+        }
+    }
+}
+
+/// The message of a push, and its targets for [`PushTargets`].
+pub fn read_push(mut body: Bytes) -> Option<(Bytes, Bytes)> {
+    if body.len() < 4 {
+        return None;
+    }
+    let length = body.get_u32_le() as usize;
+    (length <= body.len()).then(|| (body.split_to(length), body))
+}
+
+/// The targets of a push, read one by one; ends at damage.
+pub struct PushTargets<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for PushTargets<'a> {
+    type Item = (&'a [u8], u64, u32);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (length, rest) = self.0.split_first()?;
+        let (user, rest) = rest.split_at_checked(usize::from(*length))?;
+        let (mut numbers, rest) = rest.split_at_checked(12)?;
+        self.0 = rest;
+        Some((user, numbers.get_u64_le(), numbers.get_u32_le()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_round_trip() {
+        for settled in [
+            Settled::Done(Response::Reply(Reply::Done)),
+            Settled::Done(Response::Answer(Bytes::from_static(b"answer"))),
+            Settled::Done(Response::Delivered),
+            Settled::Retry(None),
+            Settled::Retry(Some(Route { node: NodeId(2), term: 7 })),
+            Settled::Overloaded { limit: LIMITS[0], max: 5 },
+            Settled::Failed("why".to_owned()),
+        ] {
+            let mut buffer = BytesMut::new();
+            write_settled(&mut buffer, &settled);
+            let read = read_settled(buffer.freeze()).expect("intact");
+            assert_eq!(format!("{read:?}"), format!("{settled:?}"));
+        }
+        assert!(read_settled(Bytes::new()).is_none());
+        assert!(read_settled(Bytes::from_static(&[STATUS_RETRY, 1])).is_none());
+    }
+
+    #[test]
+    fn push_targets_end_at_damage() {
+        let mut rest = vec![3];
+        rest.extend_from_slice(b"bob");
+        rest.extend_from_slice(&9u64.to_le_bytes());
+        rest.extend_from_slice(&2u32.to_le_bytes());
+        rest.push(200);
+        let targets: Vec<_> = PushTargets(&rest).collect();
+        assert_eq!(targets, [(&b"bob"[..], 9, 2)]);
+    }
+}

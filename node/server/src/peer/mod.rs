@@ -1,0 +1,319 @@
+//! The nodes among themselves: links that are dialled and accepted, and what comes over
+//! the relay.
+//!
+//! Owner of the state: each link's task. Two links to every peer, on connections of their
+//! own: Raft traffic, and everything else. The node with the smaller id dials.
+
+pub mod frames;
+pub mod service;
+pub mod snapshot;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use carillon_core::ids::NodeId;
+use carillon_proto::internal::Packet;
+use carillon_proto::internal::peer_client::PeerClient;
+use carillon_raft::{GroupRegistry, Link, LinkEpoch, Links, next_frame, run_link};
+use futures_util::{Stream, StreamExt};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::cluster::{Cluster, split_term};
+use crate::gateway::Gateway;
+use crate::identity::Identity;
+use crate::router::{Payload, Router, Settled};
+use crate::shard::queue::Origin;
+use frames::{PushTargets, read_push, read_settled, send_settled};
+
+/// The metadata key of a link's caller: its node id.
+pub const NODE_KEY: &str = "carillon-node";
+/// The metadata key of a link's caller: its identity.
+pub const IDENTITY_KEY: &str = "carillon-identity";
+/// The metadata key of a link's caller: its cluster.
+pub const CLUSTER_KEY: &str = "carillon-cluster";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);
+const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A connection that is silent for this long is asked for a sign of life.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// And is given up when none comes within this.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// HTTP/2 windows: so large that one link never waits for an update.
+pub const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// As above, for all streams of a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// How often the port of a lost peer is tried before its silence is left to elections.
+const PROBES_MAX: u32 = 20;
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
+/// The second survivor waits this long before it stands for the leaderships of a dead node.
+const ELECTION_TURN: Duration = Duration::from_millis(150);
+
+type Inbound = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
+/// Which of the two links to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkKind {
+    /// Append traffic, heartbeats, votes.
+    Raft,
+    /// Forwarding, fan-out, reads, pushes.
+    Relay,
+}
+
+/// What links work with.
+pub struct Peers {
+    /// The cluster as this node knows it.
+    pub cluster: Arc<Cluster>,
+    /// Operations of this node.
+    pub router: Arc<Router>,
+    /// Sessions of this node.
+    pub gateway: Arc<Gateway>,
+    /// The Raft links.
+    pub links: Arc<Links>,
+    /// The groups that Raft frames are for.
+    pub groups: Arc<dyn GroupRegistry>,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+}
+
+/// An endpoint of a peer with the settings that all connections between nodes have.
+pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+impl Peers {
+    /// Knows a peer: makes its links, and dials them when that is this node's part.
+    pub fn add(self: &Arc<Self>, peer: NodeId, address: String) {
+        if peer == self.cluster.me() || self.cluster.relay(peer).is_some() {
+            return;
+        }
+        let relay = Link::new(peer, carillon_raft::LINK_BUFFER_BYTES_DEFAULT);
+        self.cluster.add_relay(peer, relay.clone());
+        let raft = self.links.link(peer);
+        if self.cluster.me() < peer {
+            for (kind, link) in [(LinkKind::Raft, raft), (LinkKind::Relay, relay)] {
+                tokio::spawn(self.clone().dial(kind, link, address.clone()));
+            }
+        }
+    }
+
+    async fn dial(self: Arc<Self>, kind: LinkKind, link: Arc<Link>, address: String) {
+        let mut backoff = DIAL_BACKOFF_MIN;
+        loop {
+            match self.connect(kind, &link, &address).await {
+                Ok((epoch, inbound)) => {
+                    backoff = DIAL_BACKOFF_MIN;
+                    self.clone().serve(kind, link.clone(), epoch, inbound).await;
+                }
+                Err(error) => {
+                    tracing::debug!(peer = link.peer().0, ?kind, %error, "no link to the peer");
+                }
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(DIAL_BACKOFF_MAX);
+        }
+    }
+
+    async fn connect(
+        &self,
+        kind: LinkKind,
+        link: &Arc<Link>,
+        address: &str,
+    ) -> anyhow::Result<(LinkEpoch, Inbound)> {
+        let channel = endpoint(address)?.connect().await?;
+        let mut client = peer_client(channel);
+        let out = link.open();
+        let epoch = out.epoch();
+        let mut request = Request::new(out.map(|frames| Packet { frames }));
+        let metadata = request.metadata_mut();
+        metadata.insert(NODE_KEY, self.cluster.me().0.to_string().parse()?);
+        metadata.insert(IDENTITY_KEY, self.identity.identity().parse()?);
+        metadata.insert(CLUSTER_KEY, self.identity.cluster_id().unwrap_or_default().parse()?);
+        let response = match kind {
+            LinkKind::Raft => client.raft(request).await,
+            LinkKind::Relay => client.relay(request).await,
+        };
+        match response {
+            Ok(response) => {
+                let inbound = response.into_inner().map(|packet| packet.map(|packet| packet.frames));
+                Ok((epoch, Box::pin(inbound)))
+            }
+            Err(status) => {
+                link.close(epoch);
+                Err(status.into())
+            }
+        }
+    }
+
+    /// Runs a link until its stream ends, and sees to what follows from that.
+    pub async fn serve(
+        self: Arc<Self>,
+        kind: LinkKind,
+        link: Arc<Link>,
+        epoch: LinkEpoch,
+        inbound: impl Stream<Item = Result<Bytes, Status>> + Send + Unpin,
+    ) {
+        let peer = link.peer();
+        tracing::info!(peer = peer.0, ?kind, "link is up");
+        match kind {
+            LinkKind::Raft => {
+                let end = run_link(link.clone(), epoch, inbound, self.groups.clone()).await;
+                tracing::debug!(peer = peer.0, %end, "the Raft link ended");
+            }
+            LinkKind::Relay => {
+                self.resubscribe(peer);
+                self.relay(&link, inbound).await;
+            }
+        }
+        link.close(epoch);
+        tracing::info!(peer = peer.0, ?kind, "link is down");
+        match kind {
+            LinkKind::Raft => {
+                tokio::spawn(self.stand_for_the_dead(peer));
+            }
+            LinkKind::Relay => {
+                for replica in self.cluster.replicas() {
+                    replica.on_peer_lost(peer);
+                }
+                self.router.on_peer_lost(peer);
+            }
+        }
+    }
+
+    /// The peer may have forgotten who is online here, or may not have been able to say
+    /// what is new.
+    fn resubscribe(&self, peer: NodeId) {
+        for descriptor in &self.cluster.meta().map.shards {
+            let led_there = self.cluster.leader(descriptor.shard_id).is_none_or(|route| route.node == peer);
+            if led_there {
+                self.gateway.on_leader_changed(descriptor.shard_id);
+            }
+        }
+        for replica in self.cluster.replicas() {
+            self.router.on_leader_changed(replica.shard());
+        }
+    }
+
+    async fn relay(&self, link: &Arc<Link>, mut inbound: impl Stream<Item = Result<Bytes, Status>> + Unpin) {
+        while let Some(Ok(mut packet)) = inbound.next().await {
+            loop {
+                match next_frame(&mut packet) {
+                    Ok(Some(frame)) => self.on_frame(link, frame),
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::error!(peer = link.peer().0, %error, "the relay link is damaged; closing it");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_frame(&self, link: &Arc<Link>, frame: carillon_raft::Frame) {
+        let make = match frame.kind {
+            frames::COMMAND => Payload::Command,
+            frames::QUERY => Payload::Query,
+            frames::DELIVER => Payload::Deliver,
+            frames::ANSWER => {
+                match read_settled(frame.body) {
+                    Some(settled) => self.router.settle(frame.shard, frame.correlation, settled),
+                    None => tracing::error!(peer = link.peer().0, "a damaged answer; its operation times out"),
+                }
+                return;
+            }
+            frames::PUSH => {
+                if let Some((message, targets)) = read_push(frame.body) {
+                    self.gateway.on_push(message, PushTargets(&targets));
+                }
+                return;
+            }
+            other => {
+                tracing::debug!(peer = link.peer().0, kind = other.0, "a frame of an unknown kind");
+                return;
+            }
+        };
+        let Some((term, body)) = split_term(frame.body) else { return };
+        let correlation = frame.correlation;
+        let taken = match self.cluster.replica(frame.shard) {
+            Some(replica) => {
+                let origin = Origin::Relay { link: link.clone(), correlation };
+                replica.take(term, &make(body), origin)
+            }
+            None => Err(Settled::Retry(None)),
+        };
+        if let Err(settled) = taken {
+            send_settled(link, frame.shard, correlation, &settled);
+        }
+    }
+
+    /// The stream to a peer broke. When its port refuses connections its process is gone,
+    /// and nobody has to wait for an election timeout: the survivors take turns to stand
+    /// for what it led.
+    async fn stand_for_the_dead(self: Arc<Self>, peer: NodeId) {
+        let Some(address) = self.identity.peer_address(peer, &self.cluster.meta()) else { return };
+        let mut refused = false;
+        for _ in 0..PROBES_MAX {
+            match tokio::net::TcpStream::connect(&address).await {
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    refused = true;
+                    break;
+                }
+                Ok(_) => return,
+                Err(_) => tokio::time::sleep(PROBE_PAUSE).await,
+            }
+        }
+        if !refused {
+            return;
+        }
+        tracing::warn!(peer = peer.0, "the peer's process is gone");
+        for replica in self.cluster.replicas() {
+            let led = replica.leader().is_some_and(|route| route.node == peer);
+            if !led {
+                continue;
+            }
+            let turn = self.turn(&replica, peer);
+            tokio::spawn(async move {
+                tokio::time::sleep(ELECTION_TURN * turn).await;
+                if replica.leader().is_some_and(|route| route.node == peer) {
+                    match replica.group().elect_now(peer).await {
+                        Ok(stands) => tracing::info!(shard = replica.shard().0, stands, "stands for a dead leader"),
+                        Err(error) => tracing::warn!(shard = replica.shard().0, %error, "cannot stand"),
+                    }
+                }
+            });
+        }
+    }
+
+    /// This node's place among the survivors of a shard, rotated so that each of them is
+    /// first for about as many shards.
+    fn turn(&self, replica: &crate::shard::Replica, dead: NodeId) -> u32 {
+        let mut survivors: Vec<NodeId> = replica
+            .group()
+            .status()
+            .voters
+            .iter()
+            .map(|member| member.node)
+            .filter(|node| *node != dead)
+            .collect();
+        survivors.sort_unstable();
+        let count = survivors.len().max(1) as u32;
+        let rank = survivors.iter().position(|node| *node == self.cluster.me()).unwrap_or(0) as u32;
+        (rank + replica.shard().0) % count
+    }
+}
+
+/// A client of a peer's internal service with the sizes that its packets need.
+pub fn peer_client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel)
+        .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
+        .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
+}

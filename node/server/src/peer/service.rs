@@ -1,0 +1,155 @@
+//! The internal service: links that peers dial, snapshots, and what the admin service of
+//! any node asks of this one.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carillon_core::ids::{NodeId, ShardId};
+use carillon_proto::admin::ReplicaChecksum;
+use carillon_proto::internal::peer_server::Peer;
+use carillon_proto::internal::{
+    ChecksumRequest, ChecksumResponse, FlushRequest, FlushResponse, IdentifyRequest, IdentifyResponse,
+    InstallSnapshotResponse, Packet, SnapshotChunk, StartChecksumResponse, StatusRequest, StatusResponse,
+    TransferRequest, TransferResponse,
+};
+use futures_util::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{CLUSTER_KEY, IDENTITY_KEY, LinkKind, NODE_KEY, Peers};
+use crate::node::Node;
+use crate::shard::Replica;
+
+/// A leader that does not hand over within this keeps leading.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A checksum of a large shard reads all of it.
+const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
+
+type PacketStream = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
+
+/// See the file's head.
+pub struct PeerService {
+    /// The node, for status and flushes.
+    pub node: Arc<Node>,
+    /// Its links.
+    pub peers: Arc<Peers>,
+    /// Where snapshots are received.
+    pub snapshots: PathBuf,
+}
+
+impl PeerService {
+    fn accept(&self, kind: LinkKind, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
+        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let node: u64 = text(NODE_KEY)
+            .parse()
+            .map_err(|_| Status::invalid_argument(format!("metadata {NODE_KEY} is not a node id")))?;
+        let node = NodeId(node);
+        let cluster = &self.peers.cluster;
+        self.peers
+            .identity
+            .admit(node, text(IDENTITY_KEY), text(CLUSTER_KEY), &cluster.meta())
+            .map_err(Status::failed_precondition)?;
+        let link = match kind {
+            LinkKind::Raft => Some(self.peers.links.link(node)),
+            LinkKind::Relay => cluster.relay(node),
+        };
+        let link = link.ok_or_else(|| Status::not_found(format!("node {} is not known here", node.0)))?;
+        let out = link.open();
+        let inbound = request.into_inner().map(|packet| packet.map(|packet| packet.frames));
+        tokio::spawn(self.peers.clone().serve(kind, link, out.epoch(), inbound));
+        Ok(Response::new(Box::pin(out.map(|frames| Ok(Packet { frames })))))
+    }
+
+    fn replica(&self, shard: u32) -> Result<Arc<Replica>, Status> {
+        self.peers
+            .cluster
+            .replica(ShardId(shard))
+            .ok_or_else(|| Status::not_found(format!("shard {shard} has no replica on this node")))
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type RaftStream = PacketStream;
+    type RelayStream = PacketStream;
+
+    async fn raft(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
+        self.accept(LinkKind::Raft, request)
+    }
+
+    async fn relay(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
+        self.accept(LinkKind::Relay, request)
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<InstallSnapshotResponse>, Status> {
+        let (head, received) = super::snapshot::receive(request.into_inner(), &self.snapshots).await?;
+        let replica = self.replica(head.shard_id)?;
+        tracing::info!(shard = head.shard_id, from = head.from_node, "installs a snapshot");
+        let vote = replica
+            .group()
+            .install_snapshot(head.vote, head.meta, Arc::new(received))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(InstallSnapshotResponse { vote }))
+    }
+
+    async fn identify(&self, request: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
+        let meta = self.peers.cluster.meta();
+        Ok(Response::new(self.peers.identity.identify(request.get_ref(), &meta)))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(self.node.status()))
+    }
+
+    async fn checksum(&self, request: Request<ChecksumRequest>) -> Result<Response<ChecksumResponse>, Status> {
+        let ChecksumRequest { shard_id, nonce } = request.into_inner();
+        let replica = self.replica(shard_id)?;
+        let result = tokio::time::timeout(CHECKSUM_TIMEOUT, replica.checksums().wait(nonce))
+            .await
+            .map_err(|_| Status::deadline_exceeded("the checksum was not computed in time"))?;
+        let checksum = result.checksum.map_err(Status::internal)?;
+        Ok(Response::new(ChecksumResponse {
+            log_index: result.index,
+            checksum: Some(ReplicaChecksum {
+                node_id: self.peers.cluster.me().0,
+                checksum: format!("{:032x}", checksum.xxh3_128),
+                keys: checksum.keys,
+                bytes: checksum.bytes,
+            }),
+        }))
+    }
+
+    async fn start_checksum(
+        &self,
+        request: Request<ChecksumRequest>,
+    ) -> Result<Response<StartChecksumResponse>, Status> {
+        let ChecksumRequest { shard_id, nonce } = request.into_inner();
+        if self.replica(shard_id)?.propose_checksum(nonce) {
+            Ok(Response::new(StartChecksumResponse {}))
+        } else {
+            Err(Status::unavailable(format!("this node does not lead shard {shard_id}")))
+        }
+    }
+
+    async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<TransferResponse>, Status> {
+        let TransferRequest { shard_id, to_node } = request.into_inner();
+        self.replica(shard_id)?
+            .group()
+            .transfer_leader(NodeId(to_node), TRANSFER_TIMEOUT)
+            .await
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(TransferResponse {}))
+    }
+
+    async fn flush(&self, request: Request<FlushRequest>) -> Result<Response<FlushResponse>, Status> {
+        let replica = self.replica(request.into_inner().shard_id)?;
+        let flushed_index =
+            self.node.flush_and_purge(&replica).await.map_err(|error| Status::internal(format!("{error:#}")))?;
+        Ok(Response::new(FlushResponse { flushed_index }))
+    }
+}

@@ -1,0 +1,243 @@
+//! Snapshots of shards on their way between nodes: the SST files of a consistent view,
+//! streamed in chunks with their checksums, into a directory of the receiver.
+//!
+//! Owner of the state: the directory `snapshots/` of the data directory, emptied at start.
+//! Nothing of the shard changes before every file has arrived and its CRC is right.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::map::MetaState;
+use carillon_core::records::{Record as _, ShardClock};
+use carillon_proto::internal::snapshot_chunk::Part;
+use carillon_proto::internal::{SnapshotChunk, SnapshotFile as FileHead, SnapshotHead};
+use carillon_raft::{OutgoingSnapshot, SnapshotSender};
+use carillon_store::{ShardSnapshot, SnapshotFile};
+use futures_util::future::BoxFuture;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::cluster::Cluster;
+use crate::identity::Identity;
+use crate::peer::{endpoint, peer_client};
+
+/// Bytes of one file of a snapshot, about.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of one chunk.
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks read ahead of the network.
+const CHUNKS_AHEAD: usize = 4;
+/// Files of one snapshot, at most.
+const FILES_MAX: usize = 100_000;
+/// Bytes of the head's records, at most.
+const RECORD_BYTES_MAX: usize = 16 << 20;
+
+/// What the meta group's state is when it travels instead of files.
+#[derive(Clone)]
+pub enum Content {
+    /// A shard's view of its state.
+    Shard(Arc<ShardSnapshot>),
+    /// The meta group's whole state.
+    Meta(Arc<MetaState>),
+}
+
+/// A snapshot that has arrived.
+pub struct ReceivedSnapshot {
+    files: Vec<SnapshotFile>,
+    clock: Bytes,
+    /// Removed with it; installing moves the files out first.
+    directory: PathBuf,
+}
+
+impl ReceivedSnapshot {
+    /// The files, in key order.
+    pub fn files(&self) -> &[SnapshotFile] {
+        &self.files
+    }
+
+    /// The record that came with them.
+    pub fn record(&self) -> &Bytes {
+        &self.clock
+    }
+}
+
+impl Drop for ReceivedSnapshot {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            tracing::warn!(directory = %self.directory.display(), %error, "received files could not be removed");
+        }
+    }
+}
+
+/// The directory for snapshots on their way, emptied.
+pub fn prepare_directory(data_dir: &Path) -> std::io::Result<PathBuf> {
+    let directory = data_dir.join("snapshots");
+    if directory.exists() {
+        std::fs::remove_dir_all(&directory)?;
+    }
+    std::fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
+
+fn new_directory(parent: &Path, shard: ShardId) -> std::io::Result<PathBuf> {
+    let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
+    let directory = parent.join(format!("{}-{number}", shard.0));
+    std::fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+/// Sends snapshots to other nodes.
+pub struct Sender {
+    /// The cluster as this node knows it.
+    pub cluster: Arc<Cluster>,
+    /// Where peers are.
+    pub identity: Arc<Identity>,
+    /// Where files are written before they are sent.
+    pub directory: PathBuf,
+}
+
+impl SnapshotSender for Sender {
+    fn send(&self, snapshot: OutgoingSnapshot) -> BoxFuture<'static, Result<Bytes, String>> {
+        let address = self.identity.peer_address(snapshot.to.node, &self.cluster.meta());
+        let (me, parent) = (self.cluster.me(), self.directory.clone());
+        Box::pin(async move {
+            let address = address.ok_or_else(|| format!("node {} has no address", snapshot.to.node.0))?;
+            send(me, parent, address, snapshot).await.map_err(|error| format!("{error:#}"))
+        })
+    }
+}
+
+async fn send(me: NodeId, parent: PathBuf, address: String, snapshot: OutgoingSnapshot) -> anyhow::Result<Bytes> {
+    let (shard, to) = (snapshot.shard, snapshot.to.node);
+    let content = snapshot
+        .content
+        .downcast::<Content>()
+        .map_err(|_| anyhow::anyhow!("a snapshot of an unknown kind"))?;
+    tracing::info!(shard = shard.0, to = to.0, "sends a snapshot");
+    let directory = Cleanup(new_directory(&parent, shard)?);
+    let path = directory.0.clone();
+    let (files, clock) = tokio::task::spawn_blocking(move || write_files(&content, &path)).await??;
+    let head = SnapshotHead {
+        shard_id: shard.0,
+        from_node: me.0,
+        vote: snapshot.vote,
+        meta: snapshot.applied,
+        files: files
+            .iter()
+            .map(|file| FileHead {
+                size_bytes: file.size_bytes,
+                crc32: file.crc32,
+                first_key: file.first_key.clone(),
+                last_key: file.last_key.clone(),
+            })
+            .collect(),
+        clock,
+    };
+    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
+    let reading = tokio::task::spawn_blocking(move || read_chunks(head, &paths, &sender));
+    let channel = endpoint(&address)?.connect().await?;
+    let response = peer_client(channel).install_snapshot(ReceiverStream::new(receiver)).await?;
+    reading.await??;
+    tracing::info!(shard = shard.0, to = to.0, "the snapshot is installed");
+    Ok(response.into_inner().vote)
+}
+
+fn write_files(content: &Content, directory: &Path) -> anyhow::Result<(Vec<SnapshotFile>, Bytes)> {
+    match content {
+        Content::Shard(snapshot) => {
+            let files = snapshot.write_files(directory, FILE_BYTES_MAX, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            Ok((files, snapshot.clock().encoded()))
+        }
+        Content::Meta(state) => Ok((Vec::new(), state.encode())),
+    }
+}
+
+/// Ends without an error when the receiver goes away: then the call has the reason.
+fn read_chunks(head: SnapshotHead, paths: &[PathBuf], sender: &mpsc::Sender<SnapshotChunk>) -> std::io::Result<()> {
+    if sender.blocking_send(SnapshotChunk { part: Some(Part::Head(head)) }).is_err() {
+        return Ok(());
+    }
+    for path in paths {
+        let mut file = std::fs::File::open(path)?;
+        loop {
+            let mut chunk = BytesMut::zeroed(CHUNK_BYTES);
+            let count = file.read(&mut chunk)?;
+            if count == 0 {
+                break;
+            }
+            chunk.truncate(count);
+            if sender.blocking_send(SnapshotChunk { part: Some(Part::Data(chunk.freeze())) }).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Cleanup(PathBuf);
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(directory = %self.0.display(), %error, "sent files could not be removed");
+        }
+    }
+}
+
+/// Receives a snapshot's head and files.
+pub async fn receive(
+    mut stream: Streaming<SnapshotChunk>,
+    parent: &Path,
+) -> Result<(SnapshotHead, ReceivedSnapshot), Status> {
+    let Some(SnapshotChunk { part: Some(Part::Head(head)) }) = stream.message().await? else {
+        return Err(Status::invalid_argument("a snapshot begins with its head"));
+    };
+    if head.files.len() > FILES_MAX || head.clock.len() > RECORD_BYTES_MAX {
+        return Err(Status::resource_exhausted("the snapshot's head is too large"));
+    }
+    let disk = |error: std::io::Error| Status::internal(format!("snapshot could not be written: {error}"));
+    let directory = new_directory(parent, ShardId(head.shard_id)).map_err(disk)?;
+    let mut received = ReceivedSnapshot { files: Vec::new(), clock: head.clock.clone(), directory };
+    let mut rest = Bytes::new();
+    for (index, file_head) in head.files.iter().enumerate() {
+        let path = received.directory.join(format!("{index:06}.sst"));
+        let mut file = tokio::fs::File::create(&path).await.map_err(disk)?;
+        let mut left = file_head.size_bytes;
+        while left > 0 {
+            if rest.is_empty() {
+                let Some(SnapshotChunk { part: Some(Part::Data(data)) }) = stream.message().await? else {
+                    return Err(Status::data_loss("the snapshot ended inside a file"));
+                };
+                rest = data;
+                continue;
+            }
+            let take = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            file.write_all(&rest.split_to(take)).await.map_err(disk)?;
+            left -= take as u64;
+        }
+        file.sync_all().await.map_err(disk)?;
+        received.files.push(SnapshotFile {
+            path,
+            size_bytes: file_head.size_bytes,
+            crc32: file_head.crc32,
+            first_key: file_head.first_key.clone(),
+            last_key: file_head.last_key.clone(),
+        });
+    }
+    Ok((head, received))
+}
+
+/// The clock of a shard's snapshot.
+pub fn clock_of(received: &ReceivedSnapshot) -> std::io::Result<ShardClock> {
+    ShardClock::decode(received.record())
+        .map_err(|error| std::io::Error::other(format!("the snapshot's clock is damaged: {error}")))
+}

@@ -1,0 +1,149 @@
+//! What a shard does with its committed entries: the shell around `carillon_core::apply`.
+//!
+//! Owner of the state: the shard's part of the state store, through [`ShardStore`], and the
+//! clock of message ids. Invariant: state, clock and applied record change in one write.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use carillon_core::apply::{Context, Effects, Event, apply};
+use carillon_core::command::BatchReader;
+use carillon_core::ids::{ConversationId, Seq, ShardId};
+use carillon_core::records::{MessageRecord, ShardClock};
+use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
+use carillon_store::ShardStore;
+use parking_lot::Mutex;
+
+use super::checksums::Checksums;
+use crate::fanout::Fanout;
+use crate::flush::Flusher;
+use crate::peer::snapshot::{Content, ReceivedSnapshot, clock_of};
+
+/// The state machine of one replica.
+pub struct ShardMachine {
+    shard: ShardId,
+    flusher: Arc<Flusher>,
+    /// Locked only by those who have not the machine for themselves.
+    state: Mutex<ShardStore>,
+    clock: ShardClock,
+    /// Set while this replica leads: then what is stored is fanned out from here.
+    leading: Arc<AtomicBool>,
+    fanout: Arc<Fanout>,
+    checksums: Arc<Checksums>,
+    stored: Vec<(ConversationId, Seq, MessageRecord)>,
+}
+
+impl ShardMachine {
+    /// The machine over a shard's part of the store.
+    pub fn new(
+        flusher: Arc<Flusher>,
+        state: ShardStore,
+        leading: Arc<AtomicBool>,
+        fanout: Arc<Fanout>,
+        checksums: Arc<Checksums>,
+    ) -> Self {
+        let (shard, clock) = (state.id(), state.clock());
+        Self { shard, flusher, state: Mutex::new(state), clock, leading, fanout, checksums, stored: Vec::new() }
+    }
+}
+
+impl Machine for ShardMachine {
+    fn applied(&self) -> Option<Bytes> {
+        self.state.lock().applied().cloned()
+    }
+
+    fn apply(&mut self, entries: &[CommittedEntry], applied: Bytes) -> Vec<Vec<Effects>> {
+        let leading = self.leading.load(Ordering::Acquire);
+        let mut all = Vec::with_capacity(entries.len());
+        let mut checksum = None;
+        let mut batch = self.state.get_mut().begin();
+        for entry in entries {
+            let Some(payload) = &entry.payload else {
+                all.push(Vec::new());
+                continue;
+            };
+            let commands = match BatchReader::new(payload.clone()) {
+                Ok(commands) => commands,
+                Err(error) => damaged_entry(self.shard, entry.index, &error),
+            };
+            let at = commands.at();
+            let mut effects = Vec::with_capacity(if entry.proposed_here { commands.remaining() } else { 0 });
+            let mut context = Context::new(self.shard, at, &mut self.clock);
+            for command in commands {
+                let command = match command {
+                    Ok(command) => command,
+                    Err(error) => damaged_entry(self.shard, entry.index, &error),
+                };
+                let mut effect = apply(&mut batch, &mut context, command);
+                match effect.event.take() {
+                    Some(Event::Stored { conversation, seq, message }) if leading => {
+                        self.stored.push((conversation, seq, message));
+                    }
+                    Some(Event::ChecksumRequested { nonce }) => checksum = Some((nonce, entry.index)),
+                    Some(event @ Event::Delivered { .. }) if entry.proposed_here => effect.event = Some(event),
+                    _ => {}
+                }
+                if entry.proposed_here {
+                    effects.push(effect);
+                }
+            }
+            all.push(effects);
+        }
+        if let Err(error) = batch.commit(&applied, self.clock) {
+            fatal(self.shard, "write of applied state", &error);
+        }
+        if let Some((nonce, index)) = checksum {
+            match self.state.get_mut().snapshot() {
+                Ok(snapshot) => self.checksums.compute(nonce, index, snapshot),
+                Err(error) => fatal(self.shard, "snapshot for a checksum", &error),
+            }
+        }
+        if !self.stored.is_empty() {
+            self.fanout.stored(self.shard, &self.stored);
+            self.stored.clear();
+        }
+        all
+    }
+
+    fn ends_batch(&self, payload: &Bytes) -> bool {
+        // A checksum is of the state right after its entry, the same on every replica.
+        carillon_core::command::is_checksum(payload)
+    }
+
+    fn flush(&self) -> FlushJob {
+        self.flusher.job(self.shard)
+    }
+
+    fn snapshot(&self) -> io::Result<(Bytes, SnapshotContent)> {
+        let snapshot = self.state.lock().snapshot().map_err(io::Error::other)?;
+        let applied = snapshot
+            .applied()
+            .cloned()
+            .ok_or_else(|| io::Error::other(format!("shard {} has nothing applied", self.shard.0)))?;
+        Ok((applied, Arc::new(Content::Shard(Arc::new(snapshot)))))
+    }
+
+    fn install(&mut self, applied: Bytes, data: SnapshotContent) -> io::Result<()> {
+        let received = data
+            .downcast::<ReceivedSnapshot>()
+            .map_err(|_| io::Error::other("a snapshot of another kind was handed to a shard"))?;
+        let clock = clock_of(&received)?;
+        self.state.get_mut().install(received.files(), &applied, clock).map_err(io::Error::other)?;
+        self.clock = clock;
+        Ok(())
+    }
+}
+
+/// The log passed its checksums and still does not decode: a bug or a newer format. Going
+/// on would make this replica differ from the others.
+fn damaged_entry(shard: ShardId, index: u64, error: &dyn std::error::Error) -> ! {
+    tracing::error!(shard = shard.0, index, %error, "a committed entry cannot be decoded; is this binary older than the cluster?");
+    std::process::abort()
+}
+
+fn fatal(shard: ShardId, what: &str, error: &dyn std::error::Error) -> ! {
+    tracing::error!(shard = shard.0, %error, "{what} failed; the node stops and recovers from what is durable");
+    std::process::abort()
+}

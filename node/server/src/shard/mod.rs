@@ -1,0 +1,470 @@
+//! One replica of a shard on this node: takes commands while it leads, proposes them in
+//! batches, answers whoever asked, tells the nodes of online users, and serves reads.
+//!
+//! Owner of the state: the queue and the subscribers under their mutexes; everything else
+//! belongs to the Raft group and the store. The queue's mutex is never held while others
+//! are called.
+
+pub mod beat;
+pub mod checksums;
+pub mod machine;
+pub mod queue;
+pub mod subscribers;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use carillon_core::apply::{Delivery, Effects, Event};
+use carillon_core::command::{Command, encode_batch_header, push_command, pushed_bytes, BATCH_HEADER_BYTES};
+use carillon_core::ids::{ConversationId, NodeId, Seq, ShardId, TimestampMs, UserId};
+use carillon_core::read::outbox_markers;
+use carillon_core::records::MessageRecord;
+use carillon_proto::internal;
+use carillon_raft::{Group, Leadership, Outcome};
+use carillon_store::ShardReader;
+use parking_lot::Mutex;
+use prost::Message as _;
+
+use self::beat::Beat;
+use self::checksums::Checksums;
+use self::queue::{Leading, NotTaken, Origin, Proposal, Queue};
+use self::subscribers::Subscribers;
+use crate::cluster::{Cluster, Route};
+use crate::config::RaftConfig;
+use crate::fanout::batch::read_batch;
+use crate::fanout::{DeliverBatch, Fanout};
+use crate::gateway::Gateway;
+use crate::metrics::NodeMetrics;
+use crate::peer::frames;
+use crate::router::{Payload, Response, Router, Settled};
+
+/// Conversations of the outbox that are read at a time.
+const OUTBOX_PAGE: usize = 1_000;
+
+/// How long a query may wait for its ReadIndex; callers have deadlines of their own.
+const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a replica works with.
+#[derive(Clone)]
+pub struct Services {
+    /// The cluster as this node knows it.
+    pub cluster: Arc<Cluster>,
+    /// Operations of this node.
+    pub router: Arc<Router>,
+    /// Sessions of this node.
+    pub gateway: Arc<Gateway>,
+    /// Deliveries from shards led here.
+    pub fanout: Arc<Fanout>,
+    /// When to propose.
+    pub beat: Arc<Beat>,
+    /// Counters.
+    pub metrics: Arc<NodeMetrics>,
+}
+
+/// See the file's head.
+pub struct Replica {
+    shard: ShardId,
+    group: Group,
+    reader: ShardReader,
+    services: Services,
+    config: RaftConfig,
+    queue: Mutex<Queue>,
+    /// Listed with the beat.
+    armed: AtomicBool,
+    /// Shared with the machine.
+    leading: Arc<AtomicBool>,
+    subscribers: Mutex<Subscribers>,
+    checksums: Arc<Checksums>,
+    me: Weak<Replica>,
+}
+
+impl Replica {
+    /// A replica over a started group. [`Replica::run`] must be running.
+    pub fn new(
+        group: Group,
+        reader: ShardReader,
+        services: Services,
+        config: RaftConfig,
+        leading: Arc<AtomicBool>,
+        checksums: Arc<Checksums>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            shard: group.shard(),
+            group,
+            reader,
+            services,
+            config,
+            queue: Mutex::new(Queue::default()),
+            armed: AtomicBool::new(false),
+            leading,
+            subscribers: Mutex::new(Subscribers::default()),
+            checksums,
+            me: me.clone(),
+        })
+    }
+
+    /// Which shard.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Its Raft group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Its state, for reading.
+    pub fn reader(&self) -> &ShardReader {
+        &self.reader
+    }
+
+    /// Checksums that were computed here.
+    pub fn checksums(&self) -> &Checksums {
+        &self.checksums
+    }
+
+    /// The leader as this replica knows it.
+    pub fn leader(&self) -> Option<Route> {
+        let leadership = self.group.leadership();
+        let leadership = leadership.borrow();
+        leadership.leader.map(|member| Route { node: member.node, term: leadership.term })
+    }
+
+    /// True while this replica leads and has applied what was committed before.
+    pub fn leads(&self) -> bool {
+        self.queue.lock().leading().ready
+    }
+
+    /// Follows the group's leadership until it ends.
+    pub async fn run(self: Arc<Self>) {
+        let mut leadership = self.group.leadership();
+        let mut routed = None;
+        loop {
+            let now: Leadership = leadership.borrow_and_update().clone();
+            self.on_leadership(&now);
+            let route = now.leader.map(|member| Route { node: member.node, term: now.term });
+            if route != routed && route.is_some() {
+                routed = route;
+                self.services.router.on_leader_changed(self.shard);
+                self.services.gateway.on_leader_changed(self.shard);
+            }
+            if leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn on_leadership(self: &Arc<Self>, now: &Leadership) {
+        let here = now.leader.is_some_and(|member| member.node == self.services.cluster.me());
+        let leading = Leading { term: now.term, leads: here, ready: here && now.me_leading };
+        let (before, stale) = {
+            let mut queue = self.queue.lock();
+            (queue.leading(), queue.lead(leading))
+        };
+        self.reject(stale.into_iter().map(|proposal| proposal.origin));
+        if before.ready && (!leading.ready || before.term != leading.term) {
+            self.leading.store(false, Ordering::Release);
+            self.services.fanout.on_leading(self.shard, false);
+            self.subscribers.lock().clear();
+        }
+        if leading.ready && (!before.ready || before.term != leading.term) {
+            tracing::info!(shard = self.shard.0, term = now.term, "leads");
+            // First the flag: what is applied from here on is told to the fan-out, what
+            // was applied before is in the outbox that it reads now.
+            self.leading.store(true, Ordering::Release);
+            self.services.fanout.on_leading(self.shard, true);
+        }
+        self.arm();
+    }
+
+    /// Takes an operation that is meant for `term`. An error means that it was not taken.
+    pub fn take(&self, term: u64, payload: &Payload, origin: Origin) -> Result<(), Settled> {
+        let not_taken = |problem| match problem {
+            NotTaken::NotLeader => Settled::Retry(self.leader().filter(|route| route.term >= term)),
+            NotTaken::Full => Settled::Overloaded {
+                limit: "proposals_waiting_max",
+                max: self.config.proposals_waiting_max as u64,
+            },
+        };
+        let max = self.config.proposals_waiting_max;
+        match payload {
+            Payload::Command(command) => {
+                let proposal = Proposal { command: command.clone(), origin, term };
+                let result = self.queue.lock().push(proposal, max);
+                result.map_err(|(_, problem)| not_taken(problem))?;
+                self.arm();
+            }
+            Payload::Deliver(bytes) => {
+                let Some(items) = read_batch(bytes.clone()) else {
+                    return Err(Settled::Failed("a batch of deliveries is damaged".to_owned()));
+                };
+                let mut queue = self.queue.lock();
+                queue.admits(term, items.len(), max).map_err(not_taken)?;
+                let batch = self.answer_batch(items.len(), origin);
+                for item in items {
+                    let origin = Origin::Deliver { batch: batch.clone(), message: item.message };
+                    if queue.push(Proposal { command: item.command, origin, term }, max).is_err() {
+                        unreachable!("room for the whole batch was made sure of under this lock");
+                    }
+                }
+                drop(queue);
+                self.arm();
+            }
+            Payload::Query(query) => {
+                let leading = self.queue.lock().leading();
+                if !leading.leads || (term != 0 && term < leading.term) {
+                    return Err(not_taken(NotTaken::NotLeader));
+                }
+                let Some(me) = self.me.upgrade() else { return Err(Settled::Retry(None)) };
+                tokio::spawn(me.answer_query(query.clone(), origin));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a command of this node's own work, answered to nobody; dropped when this
+    /// replica does not lead.
+    pub fn take_own(&self, command: Bytes) {
+        let proposal = Proposal { command, origin: Origin::Nobody, term: 0 };
+        if self.queue.lock().push(proposal, self.config.proposals_waiting_max).is_ok() {
+            self.arm();
+        }
+    }
+
+    fn arm(&self) {
+        let proposable = self.queue.lock().proposable(self.config.entries_in_flight_max);
+        if proposable && !self.armed.swap(true, Ordering::AcqRel) {
+            self.services.beat.arm(self.me.clone());
+        }
+    }
+
+    /// Proposes what waits, as far as entries may be in flight. Called by the beat.
+    pub async fn propose(self: &Arc<Self>) {
+        self.armed.store(false, Ordering::Release);
+        loop {
+            let proposals = {
+                let mut queue = self.queue.lock();
+                if !queue.proposable(self.config.entries_in_flight_max) {
+                    return;
+                }
+                queue.entries_in_flight += 1;
+                queue.take(self.config.entry_bytes_max)
+            };
+            let (payload, origins) = encode_entry(proposals);
+            self.services.metrics.entry_proposed(origins.len());
+            let me = self.clone();
+            self.group.propose(payload, move |outcome| me.ended(origins, outcome)).await;
+        }
+    }
+
+    /// An entry has ended: answers all of its commands.
+    fn ended(self: Arc<Self>, origins: Vec<Origin>, outcome: Outcome) {
+        self.queue.lock().entries_in_flight -= 1;
+        match outcome {
+            Outcome::Applied(effects) => self.answer(origins, effects),
+            Outcome::NotLeader { .. } | Outcome::NotReady | Outcome::Unknown | Outcome::TooLarge { .. } => {
+                self.reject(origins.into_iter());
+            }
+        }
+        self.arm();
+    }
+
+    fn answer(&self, origins: Vec<Origin>, effects: Vec<Effects>) {
+        debug_assert_eq!(origins.len(), effects.len());
+        let mut settled = Vec::new();
+        for (origin, effect) in origins.into_iter().zip(effects) {
+            match origin {
+                Origin::Lane { sequence } => {
+                    settled.push((sequence, Settled::Done(Response::Reply(effect.reply))));
+                }
+                Origin::Relay { link, correlation } => {
+                    let sent = link.send(frames::ANSWER, self.shard, correlation, |buffer| {
+                        buffer.put_u8(frames::STATUS_REPLY);
+                        effect.reply.encode(buffer);
+                    });
+                    // When the link is gone the other node asks again by itself.
+                    let _ = sent;
+                }
+                Origin::Deliver { batch, message } => {
+                    if let Some(Event::Delivered { deliveries, .. }) = effect.event {
+                        self.push(&message, &deliveries);
+                    }
+                    batch.item_ended(true);
+                }
+                Origin::Nobody => {}
+            }
+        }
+        if !settled.is_empty() {
+            self.services.router.settle_all(self.shard, settled.into_iter());
+        }
+    }
+
+    fn reject(&self, origins: impl Iterator<Item = Origin>) {
+        let hint = self.leader();
+        for origin in origins {
+            match origin {
+                Origin::Lane { sequence } => {
+                    self.services.router.settle(self.shard, sequence, Settled::Retry(hint));
+                }
+                Origin::Relay { link, correlation } => {
+                    frames::send_settled(&link, self.shard, correlation, &Settled::Retry(hint));
+                }
+                Origin::Deliver { batch, .. } => batch.item_ended(false),
+                Origin::Nobody => {}
+            }
+        }
+    }
+
+    fn answer_batch(&self, items: usize, origin: Origin) -> Arc<DeliverBatch> {
+        let (shard, router) = (self.shard, self.services.router.clone());
+        let answer = move |applied| {
+            let settled = if applied { Settled::Done(Response::Delivered) } else { Settled::Retry(None) };
+            match &origin {
+                Origin::Lane { sequence } => router.settle(shard, *sequence, settled),
+                Origin::Relay { link, correlation } => {
+                    frames::send_settled(link, shard, *correlation, &settled);
+                }
+                Origin::Deliver { .. } | Origin::Nobody => {}
+            }
+        };
+        DeliverBatch::new(items, Box::new(answer))
+    }
+
+    /// Tells the nodes that have sessions of the users.
+    fn push(&self, message: &Bytes, deliveries: &[Delivery]) {
+        let subscribers = self.subscribers.lock();
+        let me = self.services.cluster.me();
+        let mut nodes: Vec<(NodeId, Vec<&Delivery>)> = Vec::new();
+        for delivery in deliveries {
+            for node in subscribers.nodes(delivery.user.as_bytes()) {
+                match nodes.iter_mut().find(|(other, _)| other == node) {
+                    Some((_, list)) => list.push(delivery),
+                    None => nodes.push((*node, vec![delivery])),
+                }
+            }
+        }
+        drop(subscribers);
+        for (node, list) in nodes {
+            let targets = list.iter().map(|delivery| {
+                (delivery.user.as_bytes().as_ref(), delivery.inbox_seq.0, delivery.unread)
+            });
+            if node == me {
+                self.services.gateway.on_push(message.clone(), targets);
+            } else if let Some(link) = self.services.cluster.relay(node) {
+                frames::send_push(&link, self.shard, message, targets);
+            }
+        }
+    }
+
+    async fn answer_query(self: Arc<Self>, query: Bytes, origin: Origin) {
+        let settled = match self.execute_query(query).await {
+            Ok(answer) => Settled::Done(Response::Answer(answer.encode_to_vec().into())),
+            Err(settled) => settled,
+        };
+        match origin {
+            Origin::Lane { sequence } => self.services.router.settle(self.shard, sequence, settled),
+            Origin::Relay { link, correlation } => {
+                frames::send_settled(&link, self.shard, correlation, &settled);
+            }
+            Origin::Deliver { .. } | Origin::Nobody => {}
+        }
+    }
+
+    async fn execute_query(&self, query: Bytes) -> Result<internal::Answer, Settled> {
+        let query = internal::Query::decode(query)
+            .map_err(|error| Settled::Failed(format!("a query is damaged: {error}")))?;
+        if let Some(internal::query::Kind::Subscribe(subscribe)) = &query.kind {
+            // Before the read: what is delivered after it is pushed.
+            let node = NodeId(subscribe.node_id);
+            let mut subscribers = self.subscribers.lock();
+            for user in &subscribe.gone_user_ids {
+                subscribers.remove(user.as_bytes(), node);
+            }
+            for user in &subscribe.user_ids {
+                subscribers.add(Bytes::copy_from_slice(user.as_bytes()), node);
+            }
+        }
+        match tokio::time::timeout(READ_INDEX_TIMEOUT, self.group.read_index()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Err(Settled::Retry(None)),
+        }
+        let reader = self.reader.clone();
+        tokio::task::spawn_blocking(move || crate::query::execute(&reader, &query))
+            .await
+            .map_err(|error| Settled::Failed(format!("a query failed: {error}")))
+    }
+
+    /// A node went away: its sessions are gone, or it tells of them again.
+    pub fn on_peer_lost(&self, node: NodeId) {
+        self.subscribers.lock().forget_node(node);
+    }
+
+    /// The outbox: conversations that are not wholly delivered, how far they are, and
+    /// their last entry.
+    pub fn undelivered(&self) -> Vec<(ConversationId, Seq, Seq)> {
+        let mut undelivered = Vec::new();
+        let mut after = None;
+        loop {
+            let slots = self.reader.slots();
+            let page = outbox_markers(&self.reader, slots, after.as_ref(), OUTBOX_PAGE);
+            let last = page.len() < OUTBOX_PAGE;
+            after = page.last().map(|(conversation, _)| conversation.clone());
+            undelivered.extend(page.into_iter().filter_map(|(conversation, delivered)| {
+                let head = carillon_core::read::conversation(&self.reader, &conversation)?.last_seq;
+                Some((conversation, delivered, head))
+            }));
+            if last {
+                return undelivered;
+            }
+        }
+    }
+
+    /// An entry of a conversation.
+    pub fn message(&self, conversation: &ConversationId, seq: Seq) -> Option<MessageRecord> {
+        carillon_core::read::message(&self.reader, conversation, seq)
+    }
+
+    /// Who gets an entry, and whether it removes them.
+    pub fn recipients(&self, conversation: &ConversationId, seq: Seq) -> Vec<(UserId, bool)> {
+        let members = carillon_core::read::members_all(&self.reader, conversation);
+        let leaving: Vec<&UserId> = carillon_core::apply::leaving(&members, seq).collect();
+        carillon_core::apply::recipients(&members, seq)
+            .map(|user| (user.clone(), leaving.contains(&user)))
+            .collect()
+    }
+
+    /// Proposes a checksum of the state; this replica must lead.
+    pub fn propose_checksum(&self, nonce: u64) -> bool {
+        let leads = self.leads();
+        if leads {
+            self.take_own(Command::Checksum { nonce }.encoded());
+        }
+        leads
+    }
+
+    /// Nothing is taken any more; what waits is given back.
+    pub fn stop(&self) {
+        let waiting = self.queue.lock().drain();
+        self.reject(waiting.into_iter().map(|proposal| proposal.origin));
+    }
+}
+
+fn encode_entry(proposals: Vec<Proposal>) -> (Bytes, Vec<Origin>) {
+    let size: usize = proposals.iter().map(|proposal| pushed_bytes(proposal.command.len())).sum();
+    let mut payload = BytesMut::with_capacity(BATCH_HEADER_BYTES + size);
+    encode_batch_header(&mut payload, now(), proposals.len() as u32);
+    let mut origins = Vec::with_capacity(proposals.len());
+    for proposal in proposals {
+        push_command(&mut payload, &proposal.command);
+        origins.push(proposal.origin);
+    }
+    (payload.freeze(), origins)
+}
+
+/// The leader's clock; the state machine keeps times from going back.
+fn now() -> TimestampMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    TimestampMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,186 @@
+//! How a store is opened, and the engine settings that follow from it.
+//!
+//! The Raft log is the write-ahead log of the state, so state is written without one and the
+//! settings aim at one thing: a batch costs its memtable inserts and nothing waits for the disk.
+//! What is not in [`StoreOptions`] is a constant here because nobody would change it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rocksdb::{BlockBasedOptions, Cache, CompactionPri, DBCompressionType, Env, LogLevel, Options};
+
+use crate::error::StoreError;
+
+/// Background threads of the engine: one flushes, one compacts.
+const BACKGROUND_JOBS: i32 = 2;
+/// Memtables that one flush writes together. An insert costs what its memtable misses in the
+/// processor's caches, so they are small; what reaches the disk is merged from all of them, so
+/// that a record that changes all the time is written once.
+const MEMTABLES_PER_FLUSH: i32 = 8;
+/// Memtables, the active one included, before writers are held back until some are flushed.
+const MEMTABLES_MAX: i32 = 3 * MEMTABLES_PER_FLUSH;
+/// Size of a memtable's bloom filter over whole keys, as a part of the memtable. Without it a
+/// read of a key that is in none of them (every send looks for its duplicate) searches them all.
+const MEMTABLE_BLOOM_RATIO: f64 = 0.05;
+/// Least size of the first level behind level 0.
+const LEVEL_BASE_BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// Bits of the whole-key bloom filter per key: about 1 % false positives.
+const BLOOM_BITS_PER_KEY: f64 = 10.0;
+/// Uncompressed bytes in one block.
+const BLOCK_BYTES: usize = 8 * 1024;
+/// Size of one table file.
+const TABLE_BYTES: u64 = 64 * 1024 * 1024;
+/// Table files in level 0 that start a compaction, slow writers down, stop writers.
+const LEVEL0_FILES: (i32, i32, i32) = (4, 24, 40);
+/// Bytes between two background syncs while a table file is written, so that its last sync
+/// does not hold the disk while the Raft log wants it.
+const BYTES_PER_SYNC: u64 = 1024 * 1024;
+/// Log files of the engine itself to keep, and the size of one.
+const ENGINE_LOG_FILES_MAX: usize = 4;
+const ENGINE_LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest write-ahead log (it only holds `meta`, so this is never reached by much).
+const META_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Period over which the rate limit is spread.
+const RATE_LIMIT_REFILL_US: i64 = 100_000;
+/// One in this many rate-limited requests of low priority goes before one of high priority.
+const RATE_LIMIT_FAIRNESS: i32 = 10;
+
+/// Called with the name of a point in the write path; a test kills the process there.
+pub type Failpoint = fn(&'static str);
+
+/// Called once with the error that makes the store unusable, before it is returned or, where
+/// a read cannot return one, before the process is aborted.
+pub type FatalHook = Arc<dyn Fn(&StoreError) + Send + Sync>;
+
+/// How to open a [`crate::Store`].
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// Directory of the database. Created when absent; its parent must exist.
+    pub path: PathBuf,
+    /// Bytes of state gathered in memory before they are flushed; writers are held back at three
+    /// times as many. More writes less to disk, and leaves more to replay from the log after a
+    /// crash. At least 512 KiB. Default 64 MiB.
+    pub memtable_bytes: usize,
+    /// Size in bytes of the cache of uncompressed blocks, shared by all shards. Default 256 MiB.
+    pub block_cache_bytes: usize,
+    /// Size in bytes of the cache of hot records (heads, rows, members, markers) of each open
+    /// shard. Default 16 MiB.
+    pub shard_cache_bytes: usize,
+    /// Bytes per second that flushes and compactions may write together. Default 100 MB/s.
+    pub background_write_bytes_per_second: u64,
+    /// Called at named points of the write path. Default: does nothing.
+    pub failpoint: Failpoint,
+    /// Called with the error that makes the store unusable. Default: does nothing, since the
+    /// error is returned or the process aborted anyway.
+    pub on_fatal: FatalHook,
+}
+
+impl StoreOptions {
+    /// The defaults, for a store in `path`.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            memtable_bytes: 64 * 1024 * 1024,
+            block_cache_bytes: 256 * 1024 * 1024,
+            shard_cache_bytes: 16 * 1024 * 1024,
+            background_write_bytes_per_second: 100_000_000,
+            failpoint: |_| {},
+            on_fatal: Arc::new(|_| {}),
+        }
+    }
+
+    /// Options of the database as a whole.
+    pub(crate) fn database(&self) -> Result<Options, rocksdb::Error> {
+        let mut env = Env::new()?;
+        env.lower_thread_pool_cpu_priority();
+        let mut options = Options::default();
+        options.set_env(&env);
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_paranoid_checks(true);
+        options.set_max_open_files(-1);
+        options.set_max_background_jobs(BACKGROUND_JOBS);
+        // Writers that wait for one another sleep: spinning takes a core from the one waited for.
+        options.set_enable_write_thread_adaptive_yield(false);
+        options.set_bytes_per_sync(BYTES_PER_SYNC);
+        options.set_max_total_wal_size(META_LOG_BYTES_MAX);
+        options.set_ratelimiter(
+            i64::try_from(self.background_write_bytes_per_second).unwrap_or(i64::MAX),
+            RATE_LIMIT_REFILL_US,
+            RATE_LIMIT_FAIRNESS,
+        );
+        options.set_keep_log_file_num(ENGINE_LOG_FILES_MAX);
+        options.set_max_log_file_size(ENGINE_LOG_BYTES_MAX);
+        options.set_log_level(LogLevel::Warn);
+        options.set_stats_dump_period_sec(0);
+        Ok(options)
+    }
+
+    /// Options of the column family that holds the state of the shards.
+    pub(crate) fn state(&self) -> Options {
+        let mut options = table_options(Some(&Cache::new_lru_cache(self.block_cache_bytes)));
+        options.set_write_buffer_size(self.memtable_bytes / MEMTABLES_PER_FLUSH as usize);
+        options.set_min_write_buffer_number_to_merge(MEMTABLES_PER_FLUSH);
+        options.set_max_write_buffer_number(MEMTABLES_MAX);
+        options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
+        options.set_memtable_whole_key_filtering(true);
+        options
+            .set_max_bytes_for_level_base(LEVEL_BASE_BYTES_MIN.max(4 * self.memtable_bytes as u64));
+        let (compact, slow, stop) = LEVEL0_FILES;
+        options.set_level_zero_file_num_compaction_trigger(compact);
+        options.set_level_zero_slowdown_writes_trigger(slow);
+        options.set_level_zero_stop_writes_trigger(stop);
+        options.set_compaction_pri(CompactionPri::MinOverlappingRatio);
+        options.set_level_compaction_dynamic_level_bytes(true);
+        options
+    }
+
+    /// Options of the column family that holds the node's own few records.
+    pub(crate) fn meta() -> Options {
+        table_options(None)
+    }
+
+    /// Options of the table files that carry a snapshot.
+    pub(crate) fn snapshot_file() -> Options {
+        table_options(None)
+    }
+}
+
+impl fmt::Debug for StoreOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreOptions")
+            .field("path", &self.path)
+            .field("memtable_bytes", &self.memtable_bytes)
+            .field("block_cache_bytes", &self.block_cache_bytes)
+            .field("shard_cache_bytes", &self.shard_cache_bytes)
+            .field(
+                "background_write_bytes_per_second",
+                &self.background_write_bytes_per_second,
+            )
+            .finish_non_exhaustive()
+    }
+}
+
+/// The format of the table files, the same wherever they are written, since a snapshot's
+/// files become files of the database.
+fn table_options(cache: Option<&Cache>) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_size(BLOCK_BYTES);
+    table.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+    table.set_whole_key_filtering(true);
+    table.set_format_version(5);
+    if let Some(cache) = cache {
+        table.set_block_cache(cache);
+        table.set_cache_index_and_filter_blocks(true);
+        table.set_cache_index_and_filter_blocks_with_high_priority(true);
+        table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    }
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_bottommost_compression_type(DBCompressionType::Zstd);
+    options.set_target_file_size_base(TABLE_BYTES);
+    options
+}

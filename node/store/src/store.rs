@@ -1,0 +1,202 @@
+//! The store of a node: opening it, its shards, durability, the node's own records.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carillon_core::ids::{ShardId, SlotRange};
+use parking_lot::Mutex;
+
+use crate::cache::RecordCache;
+use crate::engine::Engine;
+use crate::error::StoreError;
+use crate::install;
+use crate::options::StoreOptions;
+use crate::record::{self, APPLIED_END, RESERVED_PREFIX};
+use crate::shard::ShardStore;
+
+/// The shards that are open and their slots.
+pub(crate) type Claims = Arc<Mutex<BTreeMap<ShardId, SlotRange>>>;
+
+/// What the engine reports about the state of all shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoreStats {
+    /// Bytes in memtables, not yet on disk.
+    pub memtable_bytes: u64,
+    /// Bytes of the table files in use.
+    pub table_bytes: u64,
+    /// Bytes that compactions still have to rewrite.
+    pub pending_compaction_bytes: u64,
+    /// Table files in level 0; writers are slowed down at 24 and stopped at 40.
+    pub level0_files: u64,
+    /// Bytes of the block cache in use.
+    pub block_cache_bytes: u64,
+    /// Writers are stopped until flush or compaction catch up.
+    pub write_stopped: bool,
+    /// Bytes per second to which writers are slowed down; 0 when they are not.
+    pub delayed_write_bytes_per_second: u64,
+    /// Failures of background work since open.
+    pub background_errors: u64,
+}
+
+/// The state of all shards of a node. Cheap to clone; the database closes when the last clone,
+/// shard, reader and snapshot is dropped, writing out what is still in memory.
+#[derive(Clone)]
+pub struct Store {
+    engine: Arc<Engine>,
+    claims: Claims,
+    shard_cache_bytes: usize,
+    hash_seed: u64,
+    interrupted_installs: Arc<[ShardId]>,
+}
+
+impl Store {
+    /// Opens the store, creating it when there is none, and removes what interrupted installs
+    /// left behind. One process may have it open.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`], and [`StoreError::File`] when leftovers cannot be removed.
+    pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let engine = Arc::new(Engine::open(options)?);
+        let interrupted_installs = install::remove_interrupted(&engine)?;
+        for shard in &interrupted_installs {
+            tracing::info!(shard = shard.0, "an install of a snapshot was interrupted");
+        }
+        Ok(Self {
+            engine,
+            claims: Claims::default(),
+            shard_cache_bytes: options.shard_cache_bytes,
+            hash_seed: RandomState::new().hash_one(0_u8),
+            interrupted_installs: interrupted_installs.into(),
+        })
+    }
+
+    /// Opens a shard for writing; its applied record is what was durable.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] when another open shard has one of the slots;
+    /// [`StoreError::Corrupt`] when its applied record does not decode.
+    pub fn shard(&self, id: ShardId, slots: SlotRange) -> Result<ShardStore, StoreError> {
+        self.engine.check()?;
+        let mut claims = self.claims.lock();
+        let taken = claims.iter().find(|(open, claimed)| {
+            **open == id || (claimed.first <= slots.last && slots.first <= claimed.last)
+        });
+        if let Some((&open, _)) = taken {
+            return Err(StoreError::InUse { wanted: id, open });
+        }
+        claims.insert(id, slots);
+        drop(claims);
+        // From here on the writer gives its claim back when it is dropped, also on an error.
+        let mut shard = ShardStore::claimed(
+            Arc::clone(&self.engine),
+            Arc::clone(&self.claims),
+            id,
+            slots,
+            RecordCache::new(self.shard_cache_bytes),
+            self.hash_seed,
+        );
+        shard.load_record()?;
+        Ok(shard)
+    }
+
+    /// Makes every commit that returned before this call durable, for all shards together, and
+    /// returns the `applied` bytes that each shard will at least be found with after a crash:
+    /// logs may be purged up to there. Blocks for as long as the disk takes; commits go on.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    pub fn flush(&self) -> Result<BTreeMap<ShardId, Bytes>, StoreError> {
+        let applied = self.applied()?;
+        self.engine.hit("store.before_flush");
+        self.engine.flush()?;
+        self.engine.hit("store.after_flush");
+        Ok(applied)
+    }
+
+    /// The `applied` bytes of the latest commit of every shard that has one, open or not. Right
+    /// after [`Store::open`]: what is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`], [`StoreError::Corrupt`]: the process must stop.
+    pub fn applied(&self) -> Result<BTreeMap<ShardId, Bytes>, StoreError> {
+        self.engine.check()?;
+        let mut applied = BTreeMap::new();
+        let mut iterator = self
+            .engine
+            .iterate(&RESERVED_PREFIX, &APPLIED_END, None, true);
+        iterator.seek_to_first();
+        while let Some((key, value)) = iterator.item() {
+            let entry = record::shard_of_applied_key(key)
+                .and_then(|shard| Ok((shard, record::decode(&Bytes::copy_from_slice(value))?)));
+            let (shard, record) = entry.map_err(|error| self.engine.poison_with(error))?;
+            applied.insert(shard, record.applied);
+            iterator.next();
+        }
+        iterator
+            .status()
+            .map_err(|error| self.engine.poison("a scan of applied records", error))?;
+        Ok(applied)
+    }
+
+    /// The shards whose install of a snapshot was under way when the process last ended. Each
+    /// of them is whole, as it was before or as the snapshot: its applied record says which.
+    #[must_use]
+    pub fn interrupted_installs(&self) -> &[ShardId] {
+        &self.interrupted_installs
+    }
+
+    /// A record of the node's own (identity, cluster id, the meta group's state).
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    pub fn meta_get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.engine.meta_get(key)
+    }
+
+    /// Writes a record of the node's own. Durable when this returns, by a small write-ahead log
+    /// that only these records use; costs one fsync, so it is for what changes rarely.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    pub fn meta_put(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.engine.meta_put(key, value)
+    }
+
+    /// Approximate size on disk of a slot range, in bytes; what no flush has written yet is not
+    /// counted.
+    #[must_use]
+    pub fn approximate_bytes(&self, slots: SlotRange) -> u64 {
+        self.engine
+            .approximate_bytes(&slots.key_start(), &slots.key_end())
+    }
+
+    /// Rewrites all table files, so that deleted state leaves the disk. Takes long; for
+    /// operators and tests.
+    pub fn compact(&self) {
+        self.engine.compact();
+    }
+
+    /// Figures for metrics.
+    #[must_use]
+    pub fn stats(&self) -> StoreStats {
+        let property = |name| self.engine.property(name);
+        StoreStats {
+            memtable_bytes: property("rocksdb.cur-size-all-mem-tables"),
+            table_bytes: property("rocksdb.live-sst-files-size"),
+            pending_compaction_bytes: property("rocksdb.estimate-pending-compaction-bytes"),
+            level0_files: property("rocksdb.num-files-at-level0"),
+            block_cache_bytes: property("rocksdb.block-cache-usage"),
+            write_stopped: property("rocksdb.is-write-stopped") != 0,
+            delayed_write_bytes_per_second: property("rocksdb.actual-delayed-write-rate"),
+            background_errors: property("rocksdb.background-errors"),
+        }
+    }
+
+    /// The directory of the database.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        self.engine.path()
+    }
+}

@@ -1,0 +1,243 @@
+//! What a test asks a cluster as its operator.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use carillon_proto::admin::{
+    ChecksumShardRequest, GetClusterRequest, GetClusterResponse, ListShardsRequest, ShardStatus,
+    TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{Cluster, POLL_INTERVAL};
+use crate::rpc::{self, Admin};
+
+/// How long one question may take.
+const QUESTION_LIMIT: Duration = Duration::from_secs(10);
+/// How long a leader transfer may take, with retries.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(15);
+/// How long a purge that was triggered may take.
+const PURGE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a checksum of one shard may take.
+const CHECKSUM_LIMIT: Duration = Duration::from_secs(20);
+
+impl Cluster {
+    /// The admin client of one node.
+    pub fn admin_of(&self, id: u64) -> Result<Admin> {
+        rpc::admin(&self.node(id).addresses().client)
+    }
+
+    /// The admin client of any node that is up.
+    pub fn admin(&self) -> Result<Admin> {
+        let up = self.up_ids();
+        self.admin_of(*up.first().context("no node is up")?)
+    }
+
+    /// The cluster as one node sees it.
+    pub async fn overview(&self, id: u64) -> Result<GetClusterResponse> {
+        let mut admin = self.admin_of(id)?;
+        let answer = admin.get_cluster(rpc::within(GetClusterRequest {}, QUESTION_LIMIT));
+        Ok(answer.await?.into_inner())
+    }
+
+    /// Waits until every node that runs sees all running nodes and a leader of each shard.
+    pub async fn wait_all_led(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let up = self.up_ids();
+        let mut last = String::new();
+        while Instant::now() < deadline {
+            let mut missing = None;
+            for id in &up {
+                match self.overview(*id).await {
+                    Ok(seen)
+                        if seen.shards_led == seen.shards
+                            && seen.shards == self.options.shards
+                            && seen.meta_leader_node != 0
+                            && seen.nodes_up as usize == up.len() => {}
+                    Ok(seen) => missing = Some(format!("node {id} sees {seen:?}")),
+                    Err(error) => missing = Some(format!("node {id}: {error:#}")),
+                }
+            }
+            match missing {
+                None => return Ok(()),
+                Some(text) => last = text,
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+        bail!("not all shards have a leader after {limit:?}: {last}")
+    }
+
+    /// The shards, the meta group among them.
+    pub async fn shards(&self) -> Result<Vec<ShardStatus>> {
+        let mut admin = self.admin()?;
+        let request = rpc::within(ListShardsRequest { shard_id: None }, QUESTION_LIMIT);
+        Ok(admin.list_shards(request).await?.into_inner().shards)
+    }
+
+    /// How many shards each node leads, the meta group among them.
+    pub async fn leader_counts(&self) -> Result<BTreeMap<u64, usize>> {
+        let mut counts: BTreeMap<u64, usize> =
+            self.node_ids().into_iter().map(|id| (id, 0)).collect();
+        for shard in self.shards().await? {
+            *counts.entry(shard.leader_node).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// The node that leads most shards.
+    pub async fn leader_heavy_node(&self) -> Result<u64> {
+        let counts = self.leader_counts().await?;
+        let most = counts.into_iter().filter(|(id, _)| *id != 0);
+        let most = most.max_by_key(|(_, count)| *count);
+        Ok(most.context("the cluster has no nodes")?.0)
+    }
+
+    /// Hands a shard to a node; tries again while the node is not ready for it.
+    pub async fn transfer(&self, shard_id: u32, to_node: u64) -> Result<()> {
+        let deadline = Instant::now() + TRANSFER_LIMIT;
+        loop {
+            let mut admin = self.admin()?;
+            let request = TransferLeaderRequest { shard_id, to_node };
+            let answer = admin.transfer_leader(rpc::within(request, QUESTION_LIMIT));
+            match answer.await {
+                Ok(answer) if answer.get_ref().leader_node == to_node => return Ok(()),
+                Ok(_) => {}
+                Err(status) if Instant::now() >= deadline => {
+                    return Err(status).with_context(|| {
+                        format!("shard {shard_id} could not go to node {to_node}")
+                    });
+                }
+                Err(_) => {}
+            }
+            if Instant::now() >= deadline {
+                bail!("shard {shard_id} did not go to node {to_node} within {TRANSFER_LIMIT:?}");
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Hands the leadership of all shards of a node to the others.
+    pub async fn make_follower(&self, id: u64) -> Result<()> {
+        let others: Vec<u64> = self
+            .up_ids()
+            .into_iter()
+            .filter(|other| *other != id)
+            .collect();
+        for (number, shard) in self.shards().await?.iter().enumerate() {
+            if shard.leader_node == id {
+                self.transfer(shard.shard_id, others[number % others.len()])
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Flushes a shard's state on a node and purges its log there.
+    pub async fn snapshot(&self, shard_id: u32, node_id: u64) -> Result<u64> {
+        let mut admin = self.admin()?;
+        let request = TriggerSnapshotRequest { shard_id, node_id };
+        let answer = admin
+            .trigger_snapshot(rpc::within(request, CHECKSUM_LIMIT))
+            .await;
+        let answer = answer
+            .with_context(|| format!("could not snapshot shard {shard_id} on node {node_id}"))?;
+        Ok(answer.into_inner().flushed_index)
+    }
+
+    /// Makes sure that a node, which is down, cannot catch up from the logs of the others
+    /// any more: all their shards are flushed and purged. Waits, bounded, until so many of
+    /// its shards need a snapshot; returns how many do.
+    pub async fn purge_beyond(
+        &self,
+        down: u64,
+        last_before: &BTreeMap<u32, u64>,
+        wanted: usize,
+    ) -> Result<usize> {
+        for shard in self
+            .shards()
+            .await?
+            .iter()
+            .filter(|shard| shard.shard_id != 0)
+        {
+            for replica in shard
+                .replicas
+                .iter()
+                .filter(|replica| replica.node_id != down)
+            {
+                self.snapshot(shard.shard_id, replica.node_id).await?;
+            }
+        }
+        let is_behind = |shard: &ShardStatus| {
+            let last = last_before.get(&shard.shard_id);
+            let mut others = shard
+                .replicas
+                .iter()
+                .filter(|replica| replica.node_id != down);
+            let purged = |last: &u64| others.all(|replica| replica.purged_index > *last);
+            shard.shard_id != 0 && last.is_some_and(purged)
+        };
+        let deadline = Instant::now() + PURGE_LIMIT;
+        loop {
+            let shards = self.shards().await?;
+            let behind = shards.iter().filter(|shard| is_behind(shard)).count();
+            if behind >= wanted || Instant::now() >= deadline {
+                return Ok(behind);
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// The last log index of each of a node's shards.
+    pub async fn last_indexes(&self, id: u64) -> Result<BTreeMap<u32, u64>> {
+        let shards = self.shards().await?;
+        let of_node = |shard: &ShardStatus| {
+            let mut replicas = shard.replicas.iter();
+            let replica = replicas.find(|replica| replica.node_id == id)?;
+            (replica.role() != Role::Unknown).then_some((shard.shard_id, replica.last_log_index))
+        };
+        Ok(shards.iter().filter_map(of_node).collect())
+    }
+
+    /// Compares the state of all replicas of all shards; tries again, bounded, while one
+    /// does not answer. Replicas that answer at the same index with different checksums
+    /// are an error at once.
+    pub async fn check_checksums(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        for shard in self
+            .shards()
+            .await?
+            .into_iter()
+            .filter(|shard| shard.shard_id != 0)
+        {
+            let shard_id = shard.shard_id;
+            loop {
+                let outcome = self.checksum_once(shard_id, shard.replicas.len()).await?;
+                let Err(reason) = outcome else { break };
+                if Instant::now() >= deadline {
+                    bail!("no checksum of shard {shard_id} within {limit:?}: {reason}");
+                }
+                sleep(POLL_INTERVAL).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn checksum_once(&self, shard_id: u32, replicas: usize) -> Result<Result<(), String>> {
+        let mut admin = self.admin()?;
+        let request = rpc::within(ChecksumShardRequest { shard_id }, CHECKSUM_LIMIT);
+        let answer = match admin.checksum_shard(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return Ok(Err(status.to_string())),
+        };
+        let differs = answer.replicas.windows(2).any(|pair| {
+            (&pair[0].checksum, pair[0].keys, pair[0].bytes)
+                != (&pair[1].checksum, pair[1].keys, pair[1].bytes)
+        });
+        if differs {
+            bail!("the replicas of shard {shard_id} differ: {answer:?}");
+        }
+        let complete = answer.consistent && answer.replicas.len() == replicas;
+        Ok(complete.then_some(()).ok_or_else(|| format!("{answer:?}")))
+    }
+}

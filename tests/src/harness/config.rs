@@ -1,0 +1,158 @@
+//! The configuration of a test cluster: ports, `node.toml`, where the binary is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use rand::Rng as _;
+
+/// Ports are taken from here: below the range that Linux gives to outgoing connections
+/// (32,768 and up), so that no client can take the port of a node that is down.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+/// Tries to find a free port.
+const PORT_TRIES_MAX: u32 = 1_000;
+
+/// A file system in memory for one node's data, so that its disk can be full.
+#[derive(Debug, Clone, Copy)]
+pub struct SmallDisk {
+    /// Which node.
+    pub node: u64,
+    /// How large its disk is, bytes.
+    pub size_bytes: u64,
+}
+
+/// What cluster to start.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// How many nodes; their ids are 1, 2, 3 …
+    pub nodes: u64,
+    /// Shards without the meta group.
+    pub shards: u32,
+    /// Replicas of each shard.
+    pub replication_factor: u32,
+    /// Appended to each node.toml.
+    pub extra_config: String,
+    /// Environment of all nodes.
+    pub env: BTreeMap<String, String>,
+    /// A node with a small disk.
+    pub small_disk: Option<SmallDisk>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            shards: 16,
+            replication_factor: 3,
+            extra_config: String::new(),
+            env: BTreeMap::new(),
+            small_disk: None,
+        }
+    }
+}
+
+/// The addresses of one node, host:port.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// gRPC for clients and operators.
+    pub client: String,
+    /// Between nodes.
+    pub peer: String,
+    /// Metrics and probes.
+    pub http: String,
+}
+
+/// Finds free ports for so many nodes.
+pub fn free_addresses(nodes: u64) -> Result<Vec<Addresses>> {
+    // Held until all are found, so that none is found twice.
+    let mut held = Vec::new();
+    let mut address = || -> Result<String> {
+        for _ in 0..PORT_TRIES_MAX {
+            let port = rand::rng().random_range(PORTS);
+            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+                held.push(listener);
+                return Ok(format!("127.0.0.1:{port}"));
+            }
+        }
+        bail!("no free port in {PORTS:?} after {PORT_TRIES_MAX} tries")
+    };
+    (0..nodes)
+        .map(|_| {
+            Ok(Addresses {
+                client: address()?,
+                peer: address()?,
+                http: address()?,
+            })
+        })
+        .collect()
+}
+
+/// Writes a node's `node.toml`.
+pub fn write_node_toml(
+    path: &Path,
+    node_id: u64,
+    data_dir: &Path,
+    all: &[Addresses],
+    options: &ClusterOptions,
+) -> Result<()> {
+    let own = usize::try_from(node_id - 1)
+        .ok()
+        .and_then(|index| all.get(index))
+        .context("a node without addresses")?;
+    let mut text = format!(
+        "node_id = {node_id}\n\
+         cluster_name = \"test\"\n\
+         data_dir = {:?}\n\
+         \n\
+         [listen]\n\
+         client = \"{}\"\n\
+         peer = \"{}\"\n\
+         http = \"{}\"\n",
+        data_dir.display().to_string(),
+        own.client,
+        own.peer,
+        own.http,
+    );
+    for (index, addresses) in all.iter().enumerate() {
+        write!(
+            text,
+            "\n[[initial_peers]]\n\
+             node_id = {}\n\
+             peer_address = \"{}\"\n\
+             client_address = \"{}\"\n",
+            index + 1,
+            addresses.peer,
+            addresses.client,
+        )?;
+    }
+    write!(
+        text,
+        "\n[cluster]\nshards = {}\nreplication_factor = {}\n{}",
+        options.shards, options.replication_factor, options.extra_config,
+    )?;
+    std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
+}
+
+/// The `carillon-node` binary: `CARILLON_NODE_BIN`, or the one that was built beside this
+/// test (`<target>/release/deps/<test>` and `<target>/release/carillon-node`).
+pub fn node_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("CARILLON_NODE_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let test = std::env::current_exe()?;
+    let beside = test
+        .parent()
+        .and_then(Path::parent)
+        .context("the test executable has no directory")?
+        .join("carillon-node");
+    if !beside.is_file() {
+        bail!(
+            "no carillon-node at {}: build it first (cargo build --release -p carillon-node) or \
+             set CARILLON_NODE_BIN",
+            beside.display()
+        );
+    }
+    Ok(beside)
+}
