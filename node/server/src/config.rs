@@ -244,7 +244,7 @@ impl Default for ClientConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logging {
-    /// A tracing filter, for example `info,carillon_node=debug`. Default: `info`.
+    /// A tracing filter, for example `info,carillon_node=debug`. Default: `info,openraft=warn`.
     pub filter: String,
     /// `text` or `json`. Default: `text`.
     pub format: LogFormat,
@@ -252,7 +252,7 @@ pub struct Logging {
 
 impl Default for Logging {
     fn default() -> Self {
-        Self { filter: "info".to_owned(), format: LogFormat::Text }
+        Self { filter: "info,openraft=warn".to_owned(), format: LogFormat::Text }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use carillon_core::ids::{NodeId, ReplicaId, ShardId, Slot, SlotRange};
+use carillon_core::ids::{NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
 use carillon_core::map::{MetaCommand, MetaState, ShardDescriptor};
 use carillon_log::{GroupId, LogEngine, LogOptions};
 use carillon_proto::admin::admin_server::AdminServer;
@@ -59,6 +59,9 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_SPREAD: Duration = Duration::from_millis(500);
 /// Connections of clients are asked for a sign of life this often.
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The meta group keeps no keys: its range is beyond the slots.
+const META_SLOTS: SlotRange = SlotRange { first: Slot(SLOTS), last: Slot(SLOTS) };
 
 /// The log of a node.
 pub type NodeLog = LogEngine<LogRecord>;
@@ -196,7 +199,7 @@ impl Node {
     }
 
     async fn start_meta(self: &Arc<Self>) -> anyhow::Result<()> {
-        let state = self.store.shard(META_SHARD, SlotRange { first: Slot(0), last: Slot(0) })?;
+        let state = self.store.shard(META_SHARD, META_SLOTS)?;
         let reader = state.reader();
         let machine = MetaMachine::new(self.flusher.clone(), state, self.cluster().clone())?;
         let me = meta_member(self.config.node());

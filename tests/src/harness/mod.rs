@@ -309,7 +309,9 @@ impl Cluster {
     pub fn print_logs(&self) {
         for node in &self.nodes {
             let text = node.log_text();
-            let lines: Vec<&str> = text.lines().collect();
+            // What openraft says step by step is in the kept log, if somebody needs it.
+            let own = text.lines().filter(|line| !line.contains(" openraft::"));
+            let lines: Vec<&str> = own.collect();
             let from = lines.len().saturating_sub(LOG_LINES_PRINTED);
             let state = match &node.process {
                 None => "never started".to_owned(),

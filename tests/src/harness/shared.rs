@@ -6,19 +6,25 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use tokio::sync::OnceCell;
 
 use super::{Cluster, ClusterOptions, os};
 
-static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
+/// A start that failed is not tried again by every test.
+static CLUSTER: OnceCell<Result<Cluster, String>> = OnceCell::const_new();
 /// What to end and remove at exit.
 static AT_EXIT: Mutex<Option<(Vec<u32>, PathBuf)>> = Mutex::new(None);
 
 /// The shared cluster; the first caller's options count, so use the same everywhere in
 /// one test executable.
 pub async fn shared_cluster(options: ClusterOptions) -> Result<&'static Cluster> {
-    CLUSTER.get_or_try_init(|| start(options)).await
+    let cluster = CLUSTER
+        .get_or_init(async || start(options).await.map_err(|error| format!("{error:#}")))
+        .await;
+    cluster
+        .as_ref()
+        .map_err(|error| anyhow!("the shared cluster did not start: {error}"))
 }
 
 async fn start(options: ClusterOptions) -> Result<Cluster> {
@@ -36,7 +42,9 @@ async fn start(options: ClusterOptions) -> Result<Cluster> {
 }
 
 extern "C" fn clean_up() {
-    let Some(cluster) = CLUSTER.get() else { return };
+    let Some(Ok(cluster)) = CLUSTER.get() else {
+        return;
+    };
     let Some((pids, dir)) = AT_EXIT.lock().ok().and_then(|mut at_exit| at_exit.take()) else {
         return;
     };

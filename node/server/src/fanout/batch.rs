@@ -69,7 +69,7 @@ pub struct BatchItem {
 
 /// The items of a batch; none when the bytes are damaged.
 pub fn read_batch(mut bytes: Bytes) -> Option<Vec<BatchItem>> {
-    let mut part = |bytes: &mut Bytes| {
+    let part = |bytes: &mut Bytes| {
         if bytes.len() < 4 {
             return None;
         }
