@@ -9,12 +9,15 @@ use carillon_core::map::ShardDescriptor;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
-    ChecksumShardRequest, ChecksumShardResponse, GetClusterRequest, GetClusterResponse, ListNodesRequest,
-    ListNodesResponse, ListShardsRequest, ListShardsResponse, NodeStatus, ReplicaStatus, ShardStatus,
-    TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
+    ChecksumShardRequest, ChecksumShardResponse, GetClusterRequest, GetClusterResponse,
+    ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse, NodeStatus,
+    ReplicaStatus, ShardStatus, TransferLeaderRequest, TransferLeaderResponse,
+    TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
 use carillon_proto::internal::peer_client::PeerClient;
-use carillon_proto::internal::{ChecksumRequest, FlushRequest, StatusRequest, StatusResponse, TransferRequest};
+use carillon_proto::internal::{
+    ChecksumRequest, FlushRequest, StatusRequest, StatusResponse, TransferRequest,
+};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tonic::transport::Channel;
@@ -40,7 +43,10 @@ fn status_with_reason<const N: usize>(
     metadata: [(&'static str, String); N],
 ) -> Status {
     let failure = Failure::new(code, reason, message);
-    metadata.into_iter().fold(failure, |failure, (key, value)| failure.with(key, value)).into_status()
+    metadata
+        .into_iter()
+        .fold(failure, |failure, (key, value)| failure.with(key, value))
+        .into_status()
 }
 
 /// See the file's head.
@@ -52,15 +58,28 @@ pub struct AdminService {
 impl AdminService {
     /// The admin service of a node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, clients: Mutex::new(HashMap::new()) }
+        Self {
+            node,
+            clients: Mutex::new(HashMap::new()),
+        }
     }
 
     fn client(&self, node: NodeId) -> Result<PeerClient<Channel>, Status> {
         let meta = self.node.cluster().meta();
-        let known = meta.map.nodes.iter().find(|known| known.node_id == node).ok_or_else(|| {
-            let metadata = [("node_id", node.0.to_string())];
-            status_with_reason(Code::NotFound, "NODE_NOT_FOUND", format!("node {} does not exist", node.0), metadata)
-        })?;
+        let known = meta
+            .map
+            .nodes
+            .iter()
+            .find(|known| known.node_id == node)
+            .ok_or_else(|| {
+                let metadata = [("node_id", node.0.to_string())];
+                status_with_reason(
+                    Code::NotFound,
+                    "NODE_NOT_FOUND",
+                    format!("node {} does not exist", node.0),
+                    metadata,
+                )
+            })?;
         let mut clients = self.clients.lock();
         if let Some((address, client)) = clients.get(&node)
             && *address == known.peer_address
@@ -68,7 +87,9 @@ impl AdminService {
             return Ok(client.clone());
         }
         let channel = endpoint(&known.peer_address)
-            .map_err(|error| Status::internal(format!("node {} has a bad address: {error}", node.0)))?
+            .map_err(|error| {
+                Status::internal(format!("node {} has a bad address: {error}", node.0))
+            })?
             .connect_lazy();
         let client = peer_client(channel);
         clients.insert(node, (known.peer_address.clone(), client.clone()));
@@ -85,18 +106,35 @@ impl AdminService {
     }
 
     async fn all_statuses(&self) -> BTreeMap<NodeId, Option<StatusResponse>> {
-        let nodes: Vec<NodeId> = self.node.cluster().meta().map.nodes.iter().map(|node| node.node_id).collect();
+        let nodes: Vec<NodeId> = self
+            .node
+            .cluster()
+            .meta()
+            .map
+            .nodes
+            .iter()
+            .map(|node| node.node_id)
+            .collect();
         let statuses = join_all(nodes.iter().map(|node| self.status_of(*node))).await;
         nodes.into_iter().zip(statuses).collect()
     }
 
     fn descriptor(&self, shard: ShardId) -> Result<ShardDescriptor, Status> {
         let meta = self.node.cluster().meta();
-        meta.map.shards.iter().find(|descriptor| descriptor.shard_id == shard).cloned().ok_or_else(|| {
-            let metadata = [("shard_id", shard.0.to_string())];
-            let text = format!("shard {} does not exist; there are 1 to {}", shard.0, meta.map.shards.len());
-            status_with_reason(Code::NotFound, "SHARD_NOT_FOUND", text, metadata)
-        })
+        meta.map
+            .shards
+            .iter()
+            .find(|descriptor| descriptor.shard_id == shard)
+            .cloned()
+            .ok_or_else(|| {
+                let metadata = [("shard_id", shard.0.to_string())];
+                let text = format!(
+                    "shard {} does not exist; there are 1 to {}",
+                    shard.0,
+                    meta.map.shards.len()
+                );
+                status_with_reason(Code::NotFound, "SHARD_NOT_FOUND", text, metadata)
+            })
     }
 
     async fn leader(&self, shard: ShardId) -> Result<NodeId, Status> {
@@ -106,11 +144,17 @@ impl AdminService {
         let led = |status: &StatusResponse| {
             status.replicas.iter().any(|replica| {
                 replica.shard_id == shard.0
-                    && replica.status.as_ref().is_some_and(|status| status.role() == Role::Leader)
+                    && replica
+                        .status
+                        .as_ref()
+                        .is_some_and(|status| status.role() == Role::Leader)
             })
         };
         let statuses = self.all_statuses().await;
-        let leader = statuses.iter().find(|(_, status)| status.as_ref().is_some_and(led)).map(|(node, _)| *node);
+        let leader = statuses
+            .iter()
+            .find(|(_, status)| status.as_ref().is_some_and(led))
+            .map(|(node, _)| *node);
         leader.ok_or_else(|| {
             let metadata = [("shard_id", shard.0.to_string())];
             let text = format!("shard {} has no leader now; try again in a moment", shard.0);
@@ -121,14 +165,22 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
-    async fn get_cluster(&self, _: Request<GetClusterRequest>) -> Result<Response<GetClusterResponse>, Status> {
+    async fn get_cluster(
+        &self,
+        _: Request<GetClusterRequest>,
+    ) -> Result<Response<GetClusterResponse>, Status> {
         let (cluster, meta) = (self.node.cluster(), self.node.cluster().meta());
         let statuses = self.all_statuses().await;
         let mut led: Vec<u32> = statuses
             .values()
             .flatten()
             .flat_map(|status| &status.replicas)
-            .filter(|replica| replica.status.as_ref().is_some_and(|status| status.role() == Role::Leader))
+            .filter(|replica| {
+                replica
+                    .status
+                    .as_ref()
+                    .is_some_and(|status| status.role() == Role::Leader)
+            })
             .map(|replica| replica.shard_id)
             .collect();
         led.sort_unstable();
@@ -148,11 +200,17 @@ impl Admin for AdminService {
         }))
     }
 
-    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+    async fn list_nodes(
+        &self,
+        _: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
         let meta = self.node.cluster().meta();
         let mut statuses = self.all_statuses().await;
         let nodes = meta.map.nodes.iter().map(|node| {
-            let answered = statuses.remove(&node.node_id).flatten().and_then(|status| status.node);
+            let answered = statuses
+                .remove(&node.node_id)
+                .flatten()
+                .and_then(|status| status.node);
             NodeStatus {
                 node_id: node.node_id.0,
                 client_address: node.client_address.clone(),
@@ -160,10 +218,15 @@ impl Admin for AdminService {
                 ..answered.unwrap_or_default()
             }
         });
-        Ok(Response::new(ListNodesResponse { nodes: nodes.collect() }))
+        Ok(Response::new(ListNodesResponse {
+            nodes: nodes.collect(),
+        }))
     }
 
-    async fn list_shards(&self, request: Request<ListShardsRequest>) -> Result<Response<ListShardsResponse>, Status> {
+    async fn list_shards(
+        &self,
+        request: Request<ListShardsRequest>,
+    ) -> Result<Response<ListShardsResponse>, Status> {
         let wanted = request.into_inner().shard_id;
         let meta = self.node.cluster().meta();
         if let Some(shard) = wanted
@@ -187,18 +250,36 @@ impl Admin for AdminService {
                     .collect(),
             );
         }
-        for replica in self.all_statuses().await.into_values().flatten().flat_map(|status| status.replicas) {
-            let Some(status) = replica.status else { continue };
+        for replica in self
+            .all_statuses()
+            .await
+            .into_values()
+            .flatten()
+            .flat_map(|status| status.replicas)
+        {
+            let Some(status) = replica.status else {
+                continue;
+            };
             let list = replicas.entry(replica.shard_id).or_default();
-            match list.iter_mut().find(|known| known.node_id == status.node_id) {
+            match list
+                .iter_mut()
+                .find(|known| known.node_id == status.node_id)
+            {
                 Some(known) => *known = status,
                 None => list.push(status),
             }
         }
-        let shards = replicas.into_iter().filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == *shard)).map(
-            |(shard_id, mut replicas)| {
+        let shards = replicas
+            .into_iter()
+            .filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == *shard))
+            .map(|(shard_id, mut replicas)| {
                 replicas.sort_by_key(|replica| replica.node_id);
-                let slots = meta.map.shards.iter().find(|shard| shard.shard_id.0 == shard_id).map(|shard| shard.slots);
+                let slots = meta
+                    .map
+                    .shards
+                    .iter()
+                    .find(|shard| shard.shard_id.0 == shard_id)
+                    .map(|shard| shard.slots);
                 // A node that was away may still believe that it leads.
                 let leader = replicas
                     .iter()
@@ -212,9 +293,10 @@ impl Admin for AdminService {
                     leader_node: leader,
                     replicas,
                 }
-            },
-        );
-        Ok(Response::new(ListShardsResponse { shards: shards.collect() }))
+            });
+        Ok(Response::new(ListShardsResponse {
+            shards: shards.collect(),
+        }))
     }
 
     async fn checksum_shard(
@@ -223,22 +305,36 @@ impl Admin for AdminService {
     ) -> Result<Response<ChecksumShardResponse>, Status> {
         let descriptor = self.descriptor(ShardId(request.into_inner().shard_id))?;
         let shard_id = descriptor.shard_id.0;
-        let request = ChecksumRequest { shard_id, nonce: rand::random() };
+        let request = ChecksumRequest {
+            shard_id,
+            nonce: rand::random(),
+        };
         let leader = self.leader(descriptor.shard_id).await?;
         self.client(leader)?.start_checksum(request).await?;
         let asked = descriptor.replicas.iter().map(|replica| async {
             let mut client = self.client(replica.node_id).ok()?;
-            let answer = tokio::time::timeout(CHECKSUM_TIMEOUT, client.checksum(request)).await.ok()?;
+            let answer = tokio::time::timeout(CHECKSUM_TIMEOUT, client.checksum(request))
+                .await
+                .ok()?;
             answer.ok().map(Response::into_inner)
         });
         let answers: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
         let log_index = answers.first().map_or(0, |answer| answer.log_index);
         let same_index = answers.iter().all(|answer| answer.log_index == log_index);
-        let mut replicas: Vec<_> = answers.into_iter().filter_map(|answer| answer.checksum).collect();
+        let mut replicas: Vec<_> = answers
+            .into_iter()
+            .filter_map(|answer| answer.checksum)
+            .collect();
         replicas.sort_by_key(|replica| replica.node_id);
-        let equal = replicas.windows(2).all(|pair| pair[0].checksum == pair[1].checksum);
+        let equal = replicas
+            .windows(2)
+            .all(|pair| pair[0].checksum == pair[1].checksum);
         let consistent = same_index && equal && replicas.len() == descriptor.replicas.len();
-        Ok(Response::new(ChecksumShardResponse { log_index, replicas, consistent }))
+        Ok(Response::new(ChecksumShardResponse {
+            log_index,
+            replicas,
+            consistent,
+        }))
     }
 
     async fn transfer_leader(
@@ -249,33 +345,61 @@ impl Admin for AdminService {
         let shard = ShardId(shard_id);
         if shard != META_SHARD {
             let descriptor = self.descriptor(shard)?;
-            if !descriptor.replicas.iter().any(|replica| replica.node_id.0 == to_node) {
+            if !descriptor
+                .replicas
+                .iter()
+                .any(|replica| replica.node_id.0 == to_node)
+            {
                 let text = format!("node {to_node} has no replica of shard {shard_id}");
-                let metadata = [("shard_id", shard_id.to_string()), ("node_id", to_node.to_string())];
-                return Err(status_with_reason(Code::FailedPrecondition, "TARGET_NOT_READY", text, metadata));
+                let metadata = [
+                    ("shard_id", shard_id.to_string()),
+                    ("node_id", to_node.to_string()),
+                ];
+                return Err(status_with_reason(
+                    Code::FailedPrecondition,
+                    "TARGET_NOT_READY",
+                    text,
+                    metadata,
+                ));
             }
         }
         let leader = self.leader(shard).await?;
         if leader.0 != to_node {
-            let transferred = self.client(leader)?.transfer(TransferRequest { shard_id, to_node }).await;
+            let transferred = self
+                .client(leader)?
+                .transfer(TransferRequest { shard_id, to_node })
+                .await;
             transferred.map_err(|status| {
-                let metadata = [("shard_id", shard_id.to_string()), ("node_id", to_node.to_string())];
+                let metadata = [
+                    ("shard_id", shard_id.to_string()),
+                    ("node_id", to_node.to_string()),
+                ];
                 match status.code() {
-                    Code::FailedPrecondition => {
-                        status_with_reason(status.code(), "TARGET_NOT_READY", status.message().to_owned(), metadata)
-                    }
+                    Code::FailedPrecondition => status_with_reason(
+                        status.code(),
+                        "TARGET_NOT_READY",
+                        status.message().to_owned(),
+                        metadata,
+                    ),
                     _ => status,
                 }
             })?;
         }
         let wait = async {
-            while self.node.cluster().leader(shard).is_some_and(|route| route.node.0 != to_node) {
+            while self
+                .node
+                .cluster()
+                .leader(shard)
+                .is_some_and(|route| route.node.0 != to_node)
+            {
                 tokio::time::sleep(LEADER_POLL).await;
             }
         };
         // The leader has confirmed; this only lets the answering node hear of it too.
         let _ = tokio::time::timeout(LEADER_TIMEOUT, wait).await;
-        Ok(Response::new(TransferLeaderResponse { leader_node: to_node }))
+        Ok(Response::new(TransferLeaderResponse {
+            leader_node: to_node,
+        }))
     }
 
     async fn trigger_snapshot(
@@ -287,8 +411,14 @@ impl Admin for AdminService {
         if shard != META_SHARD {
             self.descriptor(shard)?;
         }
-        let node = if node_id == 0 { self.leader(shard).await? } else { NodeId(node_id) };
+        let node = if node_id == 0 {
+            self.leader(shard).await?
+        } else {
+            NodeId(node_id)
+        };
         let answer = self.client(node)?.flush(FlushRequest { shard_id }).await?;
-        Ok(Response::new(TriggerSnapshotResponse { flushed_index: answer.into_inner().flushed_index }))
+        Ok(Response::new(TriggerSnapshotResponse {
+            flushed_index: answer.into_inner().flushed_index,
+        }))
     }
 }

@@ -72,7 +72,11 @@ impl Cluster {
 
     /// The shard that owns a slot; shard 1 while no map is known, where nothing answers.
     pub fn shard_of(&self, slot: Slot) -> ShardId {
-        self.slots.read().get(usize::from(slot.0)).copied().unwrap_or(ShardId(1))
+        self.slots
+            .read()
+            .get(usize::from(slot.0))
+            .copied()
+            .unwrap_or(ShardId(1))
     }
 
     /// The replica of a shard on this node.
@@ -102,7 +106,12 @@ impl Cluster {
 
     /// Nodes that are linked now, itself included.
     pub fn nodes_up(&self) -> usize {
-        1 + self.relays.read().values().filter(|link| link.is_up()).count()
+        1 + self
+            .relays
+            .read()
+            .values()
+            .filter(|link| link.is_up())
+            .count()
     }
 
     /// True when the node is this one or linked now.
@@ -112,7 +121,10 @@ impl Cluster {
 
     /// The leader of a shard as the replica on this node knows it.
     pub fn leader(&self, shard: ShardId) -> Option<Route> {
-        self.replicas.read().get(&shard).and_then(|replica| replica.leader())
+        self.replicas
+            .read()
+            .get(&shard)
+            .and_then(|replica| replica.leader())
     }
 
     /// Whom to ask next when no leader is known: the replicas' nodes in turn.
@@ -122,7 +134,11 @@ impl Cluster {
             return None;
         }
         let meta = self.meta.borrow();
-        let descriptor = meta.map.shards.iter().find(|descriptor| descriptor.shard_id == shard)?;
+        let descriptor = meta
+            .map
+            .shards
+            .iter()
+            .find(|descriptor| descriptor.shard_id == shard)?;
         let up: Vec<NodeId> = descriptor
             .replicas
             .iter()
@@ -135,12 +151,22 @@ impl Cluster {
 
     /// Hands an operation to the leader, here or over the relay. An error means that it
     /// was not taken.
-    pub fn offer(&self, shard: ShardId, route: Route, sequence: u64, payload: &Payload) -> Result<(), Settled> {
+    pub fn offer(
+        &self,
+        shard: ShardId,
+        route: Route,
+        sequence: u64,
+        payload: &Payload,
+    ) -> Result<(), Settled> {
         if route.node == self.me {
-            let Some(replica) = self.replica(shard) else { return Err(Settled::Retry(None)) };
+            let Some(replica) = self.replica(shard) else {
+                return Err(Settled::Retry(None));
+            };
             return replica.take(route.term, payload, Origin::Lane { sequence });
         }
-        let Some(link) = self.relay(route.node) else { return Err(Settled::Retry(None)) };
+        let Some(link) = self.relay(route.node) else {
+            return Err(Settled::Retry(None));
+        };
         let (kind, body) = match payload {
             Payload::Command(body) => (frames::COMMAND, body),
             Payload::Query(body) => (frames::QUERY, body),
@@ -150,12 +176,18 @@ impl Cluster {
             buffer.put_u64_le(route.term);
             buffer.put_slice(body);
         });
-        if sent { Ok(()) } else { Err(Settled::Retry(None)) }
+        if sent {
+            Ok(())
+        } else {
+            Err(Settled::Retry(None))
+        }
     }
 }
 
 fn slot_table(map: &ShardMap) -> Arc<[ShardId]> {
-    let Some(last) = map.shards.last() else { return Arc::from([]) };
+    let Some(last) = map.shards.last() else {
+        return Arc::from([]);
+    };
     let mut table = vec![last.shard_id; usize::from(carillon_core::ids::SLOTS)];
     for descriptor in &map.shards {
         for slot in descriptor.slots.first.0..=descriptor.slots.last.0 {

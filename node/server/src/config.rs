@@ -111,7 +111,10 @@ pub struct ClusterShape {
 
 impl Default for ClusterShape {
     fn default() -> Self {
-        Self { shards: 16, replication_factor: 3 }
+        Self {
+            shards: 16,
+            replication_factor: 3,
+        }
     }
 }
 
@@ -201,7 +204,10 @@ pub struct StoreConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { memtable_bytes: 64 << 20, block_cache_bytes: 256 << 20 }
+        Self {
+            memtable_bytes: 64 << 20,
+            block_cache_bytes: 256 << 20,
+        }
     }
 }
 
@@ -252,7 +258,10 @@ pub struct Logging {
 
 impl Default for Logging {
     fn default() -> Self {
-        Self { filter: "info,openraft=warn".to_owned(), format: LogFormat::Text }
+        Self {
+            filter: "info,openraft=warn".to_owned(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -294,7 +303,10 @@ pub enum ConfigError {
 impl Config {
     /// Reads `path`, applies the environment and checks the whole.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let read = |source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let config: Self = config::Config::builder()
             .add_source(config::File::from(path).format(config::FileFormat::Toml))
             .add_source(
@@ -317,12 +329,18 @@ impl Config {
 
     /// Where clients reach this node.
     pub fn client_address(&self) -> String {
-        self.advertise.client.clone().unwrap_or_else(|| self.listen.client.to_string())
+        self.advertise
+            .client
+            .clone()
+            .unwrap_or_else(|| self.listen.client.to_string())
     }
 
     /// Where other nodes reach this node.
     pub fn peer_address(&self) -> String {
-        self.advertise.peer.clone().unwrap_or_else(|| self.listen.peer.to_string())
+        self.advertise
+            .peer
+            .clone()
+            .unwrap_or_else(|| self.listen.peer.to_string())
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -333,16 +351,28 @@ impl Config {
         if self.cluster_name.is_empty() || self.cluster_name.len() > 64 {
             return invalid("cluster_name", "must have 1 to 64 bytes".into());
         }
-        for (field, address) in [("listen.client", self.listen.client), ("listen.peer", self.listen.peer)] {
+        for (field, address) in [
+            ("listen.client", self.listen.client),
+            ("listen.peer", self.listen.peer),
+        ] {
             if !address.ip().is_loopback() {
                 return invalid(
                     field,
-                    format!("{address} is not a loopback address, and nothing asks for credentials yet"),
+                    format!(
+                        "{address} is not a loopback address, and nothing asks for credentials yet"
+                    ),
                 );
             }
         }
-        if !self.initial_peers.iter().any(|peer| peer.node_id == self.node_id) {
-            return invalid("initial_peers", format!("does not name this node, {}", self.node_id));
+        if !self
+            .initial_peers
+            .iter()
+            .any(|peer| peer.node_id == self.node_id)
+        {
+            return invalid(
+                "initial_peers",
+                format!("does not name this node, {}", self.node_id),
+            );
         }
         let mut ids: Vec<u64> = self.initial_peers.iter().map(|peer| peer.node_id).collect();
         ids.sort_unstable();
@@ -350,23 +380,38 @@ impl Config {
             return invalid("initial_peers", format!("names node {} twice", twice[0]));
         }
         if ids[0] == 0 {
-            return invalid("initial_peers", "has a node_id 0, but ids begin at 1".into());
+            return invalid(
+                "initial_peers",
+                "has a node_id 0, but ids begin at 1".into(),
+            );
         }
         if !(1..=SHARDS_MAX).contains(&self.cluster.shards) {
-            return invalid("cluster.shards", format!("is {}, must be 1 to {SHARDS_MAX}", self.cluster.shards));
+            return invalid(
+                "cluster.shards",
+                format!("is {}, must be 1 to {SHARDS_MAX}", self.cluster.shards),
+            );
         }
         let factor = self.cluster.replication_factor;
         if !(1..=REPLICATION_FACTOR_MAX).contains(&factor) || factor as usize > ids.len() {
             return invalid(
                 "cluster.replication_factor",
-                format!("is {factor}, must be 1 to {REPLICATION_FACTOR_MAX} and at most the {} initial peers", ids.len()),
+                format!(
+                    "is {factor}, must be 1 to {REPLICATION_FACTOR_MAX} and at most the {} initial peers",
+                    ids.len()
+                ),
             );
         }
         if self.raft.election_min < self.raft.heartbeat * 3 {
-            return invalid("raft.election_min", "must be at least three times raft.heartbeat".into());
+            return invalid(
+                "raft.election_min",
+                "must be at least three times raft.heartbeat".into(),
+            );
         }
         if self.raft.election_max <= self.raft.election_min {
-            return invalid("raft.election_max", "must be more than raft.election_min".into());
+            return invalid(
+                "raft.election_max",
+                "must be more than raft.election_min".into(),
+            );
         }
         if self.raft.entries_in_flight_max == 0 {
             return invalid("raft.entries_in_flight_max", "must be at least 1".into());
@@ -421,9 +466,21 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused() {
         for (from, to, field) in [
-            ("node_id = 1\n        cluster", "node_id = 2\n        cluster", "initial_peers"),
-            ("replication_factor = 1", "replication_factor = 3", "replication_factor"),
-            ("127.0.0.1:1\"\n        peer", "10.0.0.1:1\"\n        peer", "listen.client"),
+            (
+                "node_id = 1\n        cluster",
+                "node_id = 2\n        cluster",
+                "initial_peers",
+            ),
+            (
+                "replication_factor = 1",
+                "replication_factor = 3",
+                "replication_factor",
+            ),
+            (
+                "127.0.0.1:1\"\n        peer",
+                "10.0.0.1:1\"\n        peer",
+                "listen.client",
+            ),
         ] {
             let text = MINIMAL.replacen(from, to, 1);
             assert_ne!(text, MINIMAL, "the case for {field} changes something");

@@ -37,7 +37,10 @@ pub struct Flusher {
 impl Flusher {
     /// A flusher of a store.
     pub fn new(store: Store) -> Arc<Self> {
-        Arc::new(Self { store, last: Mutex::new(None) })
+        Arc::new(Self {
+            store,
+            last: Mutex::new(None),
+        })
     }
 
     /// A job that makes a shard's state durable and returns its record that is.
@@ -57,14 +60,20 @@ impl Flusher {
         }
         let applied = self.store.flush().map_err(io::Error::other)?;
         let record = applied.get(&shard).cloned();
-        *last = Some(LastFlush { at: Instant::now(), applied });
+        *last = Some(LastFlush {
+            at: Instant::now(),
+            applied,
+        });
         record.ok_or_else(|| io::Error::other(format!("shard {} has nothing applied", shard.0)))
     }
 
     /// Flushes everything, whatever was flushed before.
     pub fn flush_now(&self) -> io::Result<()> {
         let applied = self.store.flush().map_err(io::Error::other)?;
-        *self.last.lock() = Some(LastFlush { at: Instant::now(), applied });
+        *self.last.lock() = Some(LastFlush {
+            at: Instant::now(),
+            applied,
+        });
         Ok(())
     }
 
@@ -82,15 +91,22 @@ pub async fn run(cluster: Arc<Cluster>, log: NodeLog, config: LogConfig) {
         check.tick().await;
         let bytes = log.stats().bytes;
         let written = bytes.saturating_sub(bytes_before);
-        let due = written >= config.flush_after_bytes || (written > 0 && flushed_at.elapsed() >= config.flush_after);
+        let due = written >= config.flush_after_bytes
+            || (written > 0 && flushed_at.elapsed() >= config.flush_after);
         if !due {
             continue;
         }
         (bytes_before, flushed_at) = (bytes, Instant::now());
         for replica in cluster.replicas() {
             match replica.group().flush_and_purge(config.entries_kept).await {
-                Ok(position) => tracing::debug!(shard = replica.shard().0, ?position, "state is durable, log is purged"),
-                Err(error) => tracing::warn!(shard = replica.shard().0, %error, "flush and purge failed"),
+                Ok(position) => tracing::debug!(
+                    shard = replica.shard().0,
+                    ?position,
+                    "state is durable, log is purged"
+                ),
+                Err(error) => {
+                    tracing::warn!(shard = replica.shard().0, %error, "flush and purge failed")
+                }
             }
         }
     }

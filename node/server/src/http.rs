@@ -25,7 +25,9 @@ pub async fn serve(listener: TcpListener, node: Arc<Node>) -> std::io::Result<()
 /// Listens, with an error that names the address.
 pub async fn bind(what: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        anyhow::anyhow!("cannot listen on {address} for {what}: {error}; is another node running there?")
+        anyhow::anyhow!(
+            "cannot listen on {address} for {what}: {error}; is another node running there?"
+        )
     })
 }
 
@@ -43,6 +45,8 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
 async fn ready(State(node): State<Arc<Node>>) -> Response {
     match node.not_ready() {
         None => "ready\n".into_response(),
-        Some(waits_for) => (StatusCode::SERVICE_UNAVAILABLE, format!("{waits_for}\n")).into_response(),
+        Some(waits_for) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{waits_for}\n")).into_response()
+        }
     }
 }

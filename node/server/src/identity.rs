@@ -37,7 +37,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The data directory belongs to another node.
-    #[error("the data directory {directory} belongs to node {found}, not {configured}; give node_id = {found} or another data_dir")]
+    #[error(
+        "the data directory {directory} belongs to node {found}, not {configured}; give node_id = {found} or another data_dir"
+    )]
     OtherNode {
         /// Where.
         directory: String,
@@ -47,7 +49,9 @@ pub enum IdentityError {
         configured: u64,
     },
     /// The disk is new but the name is not.
-    #[error("node {node} is known to cluster {cluster} with another data directory; a node that lost its disk must come back under a new node_id, because its old votes are gone")]
+    #[error(
+        "node {node} is known to cluster {cluster} with another data directory; a node that lost its disk must come back under a new node_id, because its old votes are gone"
+    )]
     LostDisk {
         /// Its id.
         node: u64,
@@ -55,7 +59,9 @@ pub enum IdentityError {
         cluster: String,
     },
     /// A peer is of another cluster.
-    #[error("peer {peer} at {address} belongs to cluster {found:?}, not {expected:?}; check initial_peers and cluster_name")]
+    #[error(
+        "peer {peer} at {address} belongs to cluster {found:?}, not {expected:?}; check initial_peers and cluster_name"
+    )]
     OtherCluster {
         /// The peer.
         peer: u64,
@@ -99,8 +105,12 @@ impl Identity {
     /// Reads the identity of the data directory, or makes it.
     pub fn open(store: Store, config: &Config) -> Result<Self, IdentityError> {
         let text = |key: &'static [u8], name| -> Result<Option<String>, IdentityError> {
-            let Some(bytes) = store.meta_get(key)? else { return Ok(None) };
-            String::from_utf8(bytes.to_vec()).map(Some).map_err(|_| IdentityError::Damaged(name))
+            let Some(bytes) = store.meta_get(key)? else {
+                return Ok(None);
+            };
+            String::from_utf8(bytes.to_vec())
+                .map(Some)
+                .map_err(|_| IdentityError::Damaged(name))
         };
         let identity = match text(IDENTITY_RECORD, "identity")? {
             Some(identity) => identity,
@@ -123,7 +133,9 @@ impl Identity {
         }
         let founders = match store.meta_get(FOUNDERS_RECORD)? {
             Some(bytes) => {
-                ShardMap::decode(&bytes).map_err(|_| IdentityError::Damaged("founders"))?.nodes
+                ShardMap::decode(&bytes)
+                    .map_err(|_| IdentityError::Damaged("founders"))?
+                    .nodes
             }
             None => Vec::new(),
         };
@@ -172,7 +184,12 @@ impl Identity {
     pub fn identify(&self, request: &IdentifyRequest, meta: &MetaState) -> IdentifyResponse {
         let caller = NodeId(request.node_id);
         let founders = self.founders.read();
-        let known = meta.map.nodes.iter().chain(founders.iter()).find(|node| node.node_id == caller);
+        let known = meta
+            .map
+            .nodes
+            .iter()
+            .chain(founders.iter())
+            .find(|node| node.node_id == caller);
         IdentifyResponse {
             node_id: self.node.0,
             identity: self.identity.clone(),
@@ -183,10 +200,20 @@ impl Identity {
     }
 
     /// Whether a caller of a link may speak.
-    pub fn admit(&self, node: NodeId, identity: &str, cluster: &str, meta: &MetaState) -> Result<(), String> {
-        let mine = self.cluster_id().ok_or("this node belongs to no cluster yet")?;
+    pub fn admit(
+        &self,
+        node: NodeId,
+        identity: &str,
+        cluster: &str,
+        meta: &MetaState,
+    ) -> Result<(), String> {
+        let mine = self
+            .cluster_id()
+            .ok_or("this node belongs to no cluster yet")?;
         if cluster != mine {
-            return Err(format!("this node belongs to cluster {mine}, not {cluster}"));
+            return Err(format!(
+                "this node belongs to cluster {mine}, not {cluster}"
+            ));
         }
         let known = meta.map.nodes.iter().find(|known| known.node_id == node);
         match known {
@@ -208,7 +235,11 @@ impl Identity {
             }
             let mut fresh = vec![self.own_info(config)];
             let mut missing = Vec::new();
-            for peer in config.initial_peers.iter().filter(|peer| peer.node_id != self.node.0) {
+            for peer in config
+                .initial_peers
+                .iter()
+                .filter(|peer| peer.node_id != self.node.0)
+            {
                 let Some(answer) = self.ask(&peer.peer_address).await else {
                     missing.push(peer.node_id);
                     continue;
@@ -222,10 +253,16 @@ impl Identity {
                         peer_address: peer.peer_address.clone(),
                     });
                 } else if answer.known_identity == self.identity {
-                    tracing::info!(cluster = answer.cluster_id, "joins the cluster that its peers made");
+                    tracing::info!(
+                        cluster = answer.cluster_id,
+                        "joins the cluster that its peers made"
+                    );
                     return self.adopt(answer.cluster_id, &[]);
                 } else if !answer.known_identity.is_empty() {
-                    return Err(IdentityError::LostDisk { node: self.node.0, cluster: answer.cluster_id });
+                    return Err(IdentityError::LostDisk {
+                        node: self.node.0,
+                        cluster: answer.cluster_id,
+                    });
                 }
             }
             let founder = self.peers.keys().next() == Some(&self.node);
@@ -255,13 +292,24 @@ impl Identity {
     /// This node as it should be registered, when the registry says otherwise.
     pub fn outdated(&self, config: &Config, meta: &MetaState) -> Option<NodeInfo> {
         let own = self.own_info(config);
-        let known = meta.map.nodes.iter().find(|node| node.node_id == self.node)?;
+        let known = meta
+            .map
+            .nodes
+            .iter()
+            .find(|node| node.node_id == self.node)?;
         (*known != own).then_some(own)
     }
 
     fn adopt(&self, cluster: String, founders: &[NodeInfo]) -> Result<(), IdentityError> {
         if !founders.is_empty() {
-            self.store.meta_put(FOUNDERS_RECORD, &ShardMap { nodes: founders.to_vec(), ..ShardMap::default() }.encode())?;
+            self.store.meta_put(
+                FOUNDERS_RECORD,
+                &ShardMap {
+                    nodes: founders.to_vec(),
+                    ..ShardMap::default()
+                }
+                .encode(),
+            )?;
             *self.founders.write() = founders.to_vec();
         }
         self.store.meta_put(CLUSTER_RECORD, cluster.as_bytes())?;
@@ -269,7 +317,12 @@ impl Identity {
         Ok(())
     }
 
-    fn check(&self, peer: u64, address: &str, answer: &IdentifyResponse) -> Result<(), IdentityError> {
+    fn check(
+        &self,
+        peer: u64,
+        address: &str,
+        answer: &IdentifyResponse,
+    ) -> Result<(), IdentityError> {
         if answer.cluster_name != self.cluster_name {
             return Err(IdentityError::OtherCluster {
                 peer,
@@ -299,7 +352,11 @@ impl Identity {
             let channel = endpoint(address).ok()?.connect().await.ok()?;
             peer_client(channel).identify(request).await.ok()
         };
-        tokio::time::timeout(ASK_TIMEOUT, asked).await.ok().flatten().map(tonic::Response::into_inner)
+        tokio::time::timeout(ASK_TIMEOUT, asked)
+            .await
+            .ok()
+            .flatten()
+            .map(tonic::Response::into_inner)
     }
 }
 

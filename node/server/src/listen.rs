@@ -30,7 +30,11 @@ pub struct GuardedListener {
 
 impl GuardedListener {
     /// At most `connections_max` connections, each with its first byte within the timeout.
-    pub fn new(listener: TcpListener, connections_max: usize, first_byte_timeout: Duration) -> Self {
+    pub fn new(
+        listener: TcpListener,
+        connections_max: usize,
+        first_byte_timeout: Duration,
+    ) -> Self {
         Self {
             listener,
             permits: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
@@ -76,7 +80,10 @@ impl GuardedListener {
             .try_acquire_owned()
             .map_err(|_| io::Error::other("limit clients.connections_max is reached"))?;
         stream.set_nodelay(true)?;
-        let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(remote) };
+        let info = TcpConnectInfo {
+            local_addr: stream.local_addr().ok(),
+            remote_addr: Some(remote),
+        };
         Ok(GuardedStream {
             stream,
             silent: Some(Box::pin(tokio::time::sleep(self.first_byte_timeout))),
@@ -104,7 +111,11 @@ impl Connected for GuardedStream {
 }
 
 impl AsyncRead for GuardedStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
@@ -113,14 +124,21 @@ impl AsyncRead for GuardedStream {
             && let Some(silent) = &mut self.silent
             && silent.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client said nothing")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client said nothing",
+            )));
         }
         read
     }
 }
 
 impl AsyncWrite for GuardedStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
 

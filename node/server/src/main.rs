@@ -43,7 +43,10 @@ fn main() -> anyhow::Result<()> {
     if config.worker_threads > 0 {
         runtime.worker_threads(config.worker_threads);
     }
-    let runtime = runtime.enable_all().build().context("the runtime cannot be started")?;
+    let runtime = runtime
+        .enable_all()
+        .build()
+        .context("the runtime cannot be started")?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = config.node_id,
@@ -70,7 +73,9 @@ fn main() -> anyhow::Result<()> {
 fn start_logging(logging: &Logging) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&logging.filter)
         .with_context(|| format!("configuration field logging.filter: {:?}", logging.filter))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match logging.format {
         LogFormat::Text => subscriber.with_ansi(false).init(),
         LogFormat::Json => subscriber.json().init(),

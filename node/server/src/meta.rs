@@ -36,7 +36,11 @@ pub struct MetaMachine {
 
 impl MetaMachine {
     /// Reads what is durable and tells the cluster of it.
-    pub fn new(flusher: Arc<Flusher>, store: ShardStore, cluster: Arc<Cluster>) -> anyhow::Result<Self> {
+    pub fn new(
+        flusher: Arc<Flusher>,
+        store: ShardStore,
+        cluster: Arc<Cluster>,
+    ) -> anyhow::Result<Self> {
         let (applied, state) = match store.applied() {
             Some(record) => {
                 let (applied, state) = split(record.clone())?;
@@ -46,12 +50,21 @@ impl MetaMachine {
         };
         let state = Arc::new(state);
         cluster.set_meta(state.clone());
-        Ok(Self { flusher, store: Mutex::new(store), cluster, applied, state })
+        Ok(Self {
+            flusher,
+            store: Mutex::new(store),
+            cluster,
+            applied,
+            state,
+        })
     }
 
     fn keep(&mut self, applied: Bytes) -> Result<(), carillon_store::StoreError> {
         let record = join(&applied, &self.state);
-        self.store.get_mut().begin().commit(&record, ShardClock::default())?;
+        self.store
+            .get_mut()
+            .begin()
+            .commit(&record, ShardClock::default())?;
         self.applied = Some(applied);
         Ok(())
     }
@@ -71,13 +84,20 @@ impl Machine for MetaMachine {
                 continue;
             };
             let commands = BatchReader::new(payload.clone()).and_then(BatchReader::into_bytes);
-            let Ok(commands) = commands else { undecodable(entry.index) };
+            let Ok(commands) = commands else {
+                undecodable(entry.index)
+            };
             let mut effects = Vec::with_capacity(commands.len());
             for command in commands {
-                let Ok(command) = MetaCommand::decode(&command) else { undecodable(entry.index) };
+                let Ok(command) = MetaCommand::decode(&command) else {
+                    undecodable(entry.index)
+                };
                 let reply = apply_meta(&mut state, command);
                 tracing::info!(?reply, epoch = state.map.epoch.0, "the shard map changed");
-                effects.push(Effects { reply: Reply::Done, event: None });
+                effects.push(Effects {
+                    reply: Reply::Done,
+                    event: None,
+                });
             }
             all.push(effects);
         }
@@ -104,14 +124,17 @@ impl Machine for MetaMachine {
     }
 
     fn snapshot(&self) -> io::Result<(Bytes, SnapshotContent)> {
-        let applied = self.applied.clone().ok_or_else(|| io::Error::other("the meta group has nothing applied"))?;
+        let applied = self
+            .applied
+            .clone()
+            .ok_or_else(|| io::Error::other("the meta group has nothing applied"))?;
         Ok((applied, Arc::new(Content::Meta(self.state.clone()))))
     }
 
     fn install(&mut self, applied: Bytes, content: SnapshotContent) -> io::Result<()> {
-        let received = content
-            .downcast::<ReceivedSnapshot>()
-            .map_err(|_| io::Error::other("a snapshot of another kind was handed to the meta group"))?;
+        let received = content.downcast::<ReceivedSnapshot>().map_err(|_| {
+            io::Error::other("a snapshot of another kind was handed to the meta group")
+        })?;
         let state = MetaState::decode(received.record()).map_err(io::Error::other)?;
         self.state = Arc::new(state);
         self.keep(applied).map_err(io::Error::other)?;
@@ -122,7 +145,10 @@ impl Machine for MetaMachine {
 }
 
 fn undecodable(index: u64) -> ! {
-    tracing::error!(index, "a committed entry of the meta group cannot be decoded; is this binary older than the cluster?");
+    tracing::error!(
+        index,
+        "a committed entry of the meta group cannot be decoded; is this binary older than the cluster?"
+    );
     std::process::abort()
 }
 
@@ -136,9 +162,15 @@ fn join(applied: &Bytes, state: &MetaState) -> Bytes {
 }
 
 fn split(mut record: Bytes) -> anyhow::Result<(Bytes, MetaState)> {
-    anyhow::ensure!(record.len() >= 4, "the meta group's record is damaged; replace this node by a new one");
+    anyhow::ensure!(
+        record.len() >= 4,
+        "the meta group's record is damaged; replace this node by a new one"
+    );
     let length = record.get_u32_le() as usize;
-    anyhow::ensure!(length <= record.len(), "the meta group's record is damaged; replace this node by a new one");
+    anyhow::ensure!(
+        length <= record.len(),
+        "the meta group's record is damaged; replace this node by a new one"
+    );
     let applied = record.split_to(length);
     Ok((applied, MetaState::decode(&record)?))
 }

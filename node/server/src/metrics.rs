@@ -84,22 +84,57 @@ impl MetricsPage {
         type Read = fn(&Observed) -> u64;
         let described: [(&str, &str, Option<Unit>, Read); 11] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
-            ("leaders", "Shards that this node leads", None, |o| o.leaders),
-            ("nodes_up", "Nodes that this node is linked with, itself included", None, |o| o.nodes_up),
-            ("operations_outstanding", "Operations of this node's clients that have not ended", None, |o| {
-                o.operations_outstanding
+            ("leaders", "Shards that this node leads", None, |o| {
+                o.leaders
             }),
-            ("deliveries_outstanding", "Entries of shards led here that are not in all inboxes", None, |o| {
-                o.deliveries_outstanding
+            (
+                "nodes_up",
+                "Nodes that this node is linked with, itself included",
+                None,
+                |o| o.nodes_up,
+            ),
+            (
+                "operations_outstanding",
+                "Operations of this node's clients that have not ended",
+                None,
+                |o| o.operations_outstanding,
+            ),
+            (
+                "deliveries_outstanding",
+                "Entries of shards led here that are not in all inboxes",
+                None,
+                |o| o.deliveries_outstanding,
+            ),
+            (
+                "replication_lag_entries_max",
+                "Log entries that the slowest follower lacks",
+                None,
+                |o| o.replication_lag_entries_max,
+            ),
+            ("log", "Raft log on disk", Some(Unit::Bytes), |o| {
+                o.log_bytes
             }),
-            ("replication_lag_entries_max", "Log entries that the slowest follower lacks", None, |o| {
-                o.replication_lag_entries_max
+            (
+                "log_syncs",
+                "fsyncs of the Raft log since the start",
+                None,
+                |o| o.log_syncs,
+            ),
+            (
+                "log_sync_microseconds",
+                "Time spent in fsyncs of the Raft log",
+                None,
+                |o| o.log_sync_microseconds,
+            ),
+            ("state", "State on disk, about", Some(Unit::Bytes), |o| {
+                o.state_bytes
             }),
-            ("log", "Raft log on disk", Some(Unit::Bytes), |o| o.log_bytes),
-            ("log_syncs", "fsyncs of the Raft log since the start", None, |o| o.log_syncs),
-            ("log_sync_microseconds", "Time spent in fsyncs of the Raft log", None, |o| o.log_sync_microseconds),
-            ("state", "State on disk, about", Some(Unit::Bytes), |o| o.state_bytes),
-            ("memtable", "State in memory that is not flushed", Some(Unit::Bytes), |o| o.memtable_bytes),
+            (
+                "memtable",
+                "State in memory that is not flushed",
+                Some(Unit::Bytes),
+                |o| o.memtable_bytes,
+            ),
         ];
         let mut gauges = Vec::with_capacity(described.len());
         for (name, help, unit, read) in described {
@@ -139,7 +174,13 @@ mod tests {
         let metrics = NodeMetrics::register(&mut registry);
         metrics.entry_proposed(3);
         let page = MetricsPage::new(registry);
-        let text = page.render(&Observed { leaders: 5, log_bytes: 7, ..Observed::default() }).expect("text");
+        let text = page
+            .render(&Observed {
+                leaders: 5,
+                log_bytes: 7,
+                ..Observed::default()
+            })
+            .expect("text");
         assert!(text.contains("carillon_leaders 5"), "{text}");
         assert!(text.contains("carillon_log_bytes 7"), "{text}");
         assert!(text.contains("carillon_entries_proposed_total 1"), "{text}");

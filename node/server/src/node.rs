@@ -18,8 +18,8 @@ use carillon_proto::admin::{NodeStatus, ReplicaStatus};
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::{ShardReplica, StatusResponse};
 use carillon_raft::{
-    Group, GroupOptions, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord, Machine, Member, Role,
-    SnapshotSender,
+    Group, GroupOptions, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord, Machine,
+    Member, Role, SnapshotSender,
 };
 use carillon_store::{ShardReader, Store, StoreOptions};
 use tokio::net::TcpListener;
@@ -38,7 +38,9 @@ use crate::meta::{META_SHARD, MetaMachine};
 use crate::metrics::{MetricsPage, NodeMetrics, Observed, registry};
 use crate::peer::service::PeerService;
 use crate::peer::snapshot::{Sender, prepare_directory};
-use crate::peer::{CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Peers, STREAM_WINDOW_BYTES};
+use crate::peer::{
+    CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Peers, STREAM_WINDOW_BYTES,
+};
 use crate::router::Router;
 use crate::shard::beat::Beat;
 use crate::shard::checksums::Checksums;
@@ -61,7 +63,10 @@ const RECONNECT_SPREAD: Duration = Duration::from_millis(500);
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The meta group keeps no keys: its range is beyond the slots.
-const META_SLOTS: SlotRange = SlotRange { first: Slot(SLOTS), last: Slot(SLOTS) };
+const META_SLOTS: SlotRange = SlotRange {
+    first: Slot(SLOTS),
+    last: Slot(SLOTS),
+};
 
 /// The log of a node.
 pub type NodeLog = LogEngine<LogRecord>;
@@ -92,7 +97,9 @@ impl GroupRegistry for Cluster {
 /// what is durable.
 #[expect(unsafe_code, reason = "exit handlers would run RocksDB's, which write")]
 pub fn die(reason: &dyn std::fmt::Display) -> ! {
-    tracing::error!("{reason}; the node stops here and recovers from what is durable when it is started again");
+    tracing::error!(
+        "{reason}; the node stops here and recovers from what is durable when it is started again"
+    );
     eprintln!("carillon-node: {reason}");
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(70) }
@@ -140,7 +147,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 impl Node {
     fn open(config: Config) -> anyhow::Result<Arc<Self>> {
         let data = &config.data_dir;
-        std::fs::create_dir_all(data).with_context(|| format!("data_dir {} cannot be made", data.display()))?;
+        std::fs::create_dir_all(data)
+            .with_context(|| format!("data_dir {} cannot be made", data.display()))?;
         let mut store_options = StoreOptions::new(data.join("state"));
         store_options.memtable_bytes = config.store.memtable_bytes;
         store_options.block_cache_bytes = config.store.block_cache_bytes;
@@ -173,7 +181,14 @@ impl Node {
             flusher: Flusher::new(store.clone()),
             store,
             log,
-            services: Services { cluster, router, gateway, fanout, beat, metrics: node_metrics },
+            services: Services {
+                cluster,
+                router,
+                gateway,
+                fanout,
+                beat,
+                metrics: node_metrics,
+            },
             identity,
             links: Links::new(LINK_BUFFER_BYTES_DEFAULT),
             snapshots,
@@ -194,7 +209,11 @@ impl Node {
         tokio::spawn(self.services.router.clone().run());
         tokio::spawn(self.services.beat.clone().run());
         tokio::spawn(self.services.fanout.clone().run());
-        tokio::spawn(flush::run(self.cluster().clone(), self.log.clone(), self.config.log.clone()));
+        tokio::spawn(flush::run(
+            self.cluster().clone(),
+            self.log.clone(),
+            self.config.log.clone(),
+        ));
         tokio::spawn(self.clone().watch_ready());
     }
 
@@ -212,7 +231,12 @@ impl Node {
     }
 
     fn meta_voters(&self) -> Vec<Member> {
-        let mut nodes: Vec<NodeId> = self.config.initial_peers.iter().map(|peer| NodeId(peer.node_id)).collect();
+        let mut nodes: Vec<NodeId> = self
+            .config
+            .initial_peers
+            .iter()
+            .map(|peer| NodeId(peer.node_id))
+            .collect();
         nodes.sort_unstable();
         let voters = match nodes.len() {
             few @ ..3 => few,
@@ -250,13 +274,24 @@ impl Node {
 
     async fn propose_meta(&self, command: MetaCommand) {
         let deadline = tokio::time::Instant::now() + TRY_TIMEOUT;
-        if let Err(error) = self.services.router.command_to(META_SHARD, command.encode(), deadline).await {
+        if let Err(error) = self
+            .services
+            .router
+            .command_to(META_SHARD, command.encode(), deadline)
+            .await
+        {
             tracing::debug!(%error, "the meta group did not take a command; it is tried again");
         }
     }
 
     async fn add_meta_learners(&self, meta: &MetaState) {
-        let Some(replica) = self.cluster().replica(META_SHARD).filter(|replica| replica.leads()) else { return };
+        let Some(replica) = self
+            .cluster()
+            .replica(META_SHARD)
+            .filter(|replica| replica.leads())
+        else {
+            return;
+        };
         let status = replica.group().status();
         for node in &meta.map.nodes {
             let member = meta_member(node.node_id);
@@ -275,13 +310,21 @@ impl Node {
         loop {
             let meta = changes.borrow_and_update().clone();
             for descriptor in &meta.map.shards {
-                let Some(here) = descriptor.replica_on(self.config.node()) else { continue };
+                let Some(here) = descriptor.replica_on(self.config.node()) else {
+                    continue;
+                };
                 if self.cluster().replica(descriptor.shard_id).is_some() {
                     continue;
                 }
-                let me = Member { replica: here.replica_id, node: here.node_id };
+                let me = Member {
+                    replica: here.replica_id,
+                    node: here.node_id,
+                };
                 if let Err(error) = self.start_shard(descriptor, me).await {
-                    die(&format!("shard {} cannot be started: {error:#}", descriptor.shard_id.0));
+                    die(&format!(
+                        "shard {} cannot be started: {error:#}",
+                        descriptor.shard_id.0
+                    ));
                 }
             }
             if changes.changed().await.is_err() {
@@ -290,11 +333,18 @@ impl Node {
         }
     }
 
-    async fn start_shard(self: &Arc<Self>, descriptor: &ShardDescriptor, me: Member) -> anyhow::Result<()> {
+    async fn start_shard(
+        self: &Arc<Self>,
+        descriptor: &ShardDescriptor,
+        me: Member,
+    ) -> anyhow::Result<()> {
         let shard = descriptor.shard_id;
         let state = self.store.shard(shard, descriptor.slots)?;
         let reader = state.reader();
-        let (leading, checksums) = (Arc::new(AtomicBool::new(false)), Arc::new(Checksums::default()));
+        let (leading, checksums) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(Checksums::default()),
+        );
         let machine = ShardMachine::new(
             self.flusher.clone(),
             state,
@@ -307,7 +357,10 @@ impl Node {
         let voters: Vec<Member> = descriptor
             .replicas
             .iter()
-            .map(|replica| Member { replica: replica.replica_id, node: replica.node_id })
+            .map(|replica| Member {
+                replica: replica.replica_id,
+                node: replica.node_id,
+            })
             .collect();
         if descriptor.preferred_leader == me.node {
             group.initialize(&voters).await?;
@@ -316,7 +369,9 @@ impl Node {
         tokio::spawn(async move {
             let mut leadership = group.leadership();
             let led = leadership.wait_for(|leadership| leadership.leader.is_some());
-            if tokio::time::timeout(INITIALIZE_FALLBACK, led).await.is_err()
+            if tokio::time::timeout(INITIALIZE_FALLBACK, led)
+                .await
+                .is_err()
                 && let Err(error) = group.initialize(&voters).await
             {
                 tracing::warn!(shard = shard.0, %error, "the group could not be begun here");
@@ -325,7 +380,12 @@ impl Node {
         Ok(())
     }
 
-    async fn start_group(&self, shard: ShardId, me: Member, machine: Box<dyn Machine>) -> anyhow::Result<Group> {
+    async fn start_group(
+        &self,
+        shard: ShardId,
+        me: Member,
+        machine: Box<dyn Machine>,
+    ) -> anyhow::Result<Group> {
         let options = GroupOptions {
             heartbeat: self.config.raft.heartbeat,
             election_timeout_min: self.config.raft.election_min,
@@ -348,8 +408,14 @@ impl Node {
         leading: Arc<AtomicBool>,
         checksums: Arc<Checksums>,
     ) {
-        let replica =
-            Replica::new(group, reader, self.services.clone(), self.config.raft.clone(), leading, checksums);
+        let replica = Replica::new(
+            group,
+            reader,
+            self.services.clone(),
+            self.config.raft.clone(),
+            leading,
+            checksums,
+        );
         self.cluster().add_replica(replica.clone());
         tokio::spawn(replica.clone().run());
         let node = self.clone();
@@ -378,7 +444,9 @@ impl Node {
         };
         let meta = self.cluster().meta();
         if meta.map.shards.is_empty() {
-            return Some(format!("belongs to cluster {cluster}, waits for its shard map"));
+            return Some(format!(
+                "belongs to cluster {cluster}, waits for its shard map"
+            ));
         }
         let leaderless: Vec<u32> = meta
             .map
@@ -396,7 +464,8 @@ impl Node {
         loop {
             interval.tick().await;
             let ready = self.not_ready().is_none();
-            self.ready.send_if_modified(|known| std::mem::replace(known, ready) != ready);
+            self.ready
+                .send_if_modified(|known| std::mem::replace(known, ready) != ready);
         }
     }
 
@@ -405,7 +474,14 @@ impl Node {
         let (log, store) = (self.log.stats(), self.store.stats());
         let replicas = self.cluster().replicas();
         let lag = |replica: &Arc<Replica>| {
-            replica.group().status().followers.iter().map(|follower| follower.lag_entries).max().unwrap_or(0)
+            replica
+                .group()
+                .status()
+                .followers
+                .iter()
+                .map(|follower| follower.lag_entries)
+                .max()
+                .unwrap_or(0)
         };
         let observed = Observed {
             replicas: replicas.len() as u64,
@@ -434,15 +510,27 @@ impl Node {
             up: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            replicas: replicas.iter().filter(|replica| replica.shard() != META_SHARD).count() as u32,
-            leaders: replicas.iter().filter(|replica| replica.shard() != META_SHARD && replica.leads()).count() as u32,
+            replicas: replicas
+                .iter()
+                .filter(|replica| replica.shard() != META_SHARD)
+                .count() as u32,
+            leaders: replicas
+                .iter()
+                .filter(|replica| replica.shard() != META_SHARD && replica.leads())
+                .count() as u32,
             sessions: self.services.gateway.sessions() as u32,
             state_bytes: store.table_bytes + store.memtable_bytes,
             log_bytes: log.segments * self.config.log.segment_bytes,
             draining: self.stopping.load(Ordering::Acquire),
         };
-        let replicas = replicas.iter().map(|replica| self.replica_status(replica)).collect();
-        StatusResponse { node: Some(node), replicas }
+        let replicas = replicas
+            .iter()
+            .map(|replica| self.replica_status(replica))
+            .collect();
+        StatusResponse {
+            node: Some(node),
+            replicas,
+        }
     }
 
     fn replica_status(&self, replica: &Replica) -> ShardReplica {
@@ -454,7 +542,9 @@ impl Node {
             Role::Learner => RoleStatus::Learner,
             Role::Stopped => RoleStatus::Unknown,
         };
-        let index = |position: Option<carillon_raft::Position>| position.map_or(0, |position| position.index);
+        let index = |position: Option<carillon_raft::Position>| {
+            position.map_or(0, |position| position.index)
+        };
         ShardReplica {
             shard_id: replica.shard().0,
             status: Some(ReplicaStatus {
@@ -481,21 +571,36 @@ impl Node {
         self.stopping.store(true, Ordering::Release);
         self.ready.send_replace(false);
         let limit = self.config.shutdown_timeout;
-        if tokio::time::timeout(limit, self.leave_in_order()).await.is_err() {
-            tracing::warn!(?limit, "did not finish in time; what is acknowledged is in the log");
+        if tokio::time::timeout(limit, self.leave_in_order())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                ?limit,
+                "did not finish in time; what is acknowledged is in the log"
+            );
         }
     }
 
     async fn leave_in_order(self: &Arc<Self>) {
-        let drained = self.services.gateway.drain(RECONNECT_SPREAD, self.config.shutdown_timeout / 2);
+        let drained = self
+            .services
+            .gateway
+            .drain(RECONNECT_SPREAD, self.config.shutdown_timeout / 2);
         tokio::join!(self.hand_over(), drained);
         let outstanding = async {
             while self.services.router.outstanding() > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(self.config.shutdown_timeout / 4, outstanding).await.is_err() {
-            tracing::warn!(operations = self.services.router.outstanding(), "some operations did not end");
+        if tokio::time::timeout(self.config.shutdown_timeout / 4, outstanding)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                operations = self.services.router.outstanding(),
+                "some operations did not end"
+            );
         }
         let replicas = self.cluster().replicas();
         for replica in &replicas {
@@ -513,7 +618,9 @@ impl Node {
         });
         match flushed.await {
             Ok(Ok(())) => tracing::info!("stopped; everything is durable"),
-            Ok(Err(error)) => tracing::error!(%error, "the last flush failed; the log has what is missing"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the last flush failed; the log has what is missing")
+            }
             Err(error) => tracing::error!(%error, "the last flush panicked"),
         }
     }
@@ -533,9 +640,15 @@ impl Node {
             let targets_count = targets.len().max(1);
             targets.rotate_left(replica.shard().0 as usize % targets_count);
             for target in targets {
-                match replica.group().transfer_leader(target, HANDOVER_TIMEOUT).await {
+                match replica
+                    .group()
+                    .transfer_leader(target, HANDOVER_TIMEOUT)
+                    .await
+                {
                     Ok(()) => break,
-                    Err(error) => tracing::info!(shard = replica.shard().0, %error, "not handed over"),
+                    Err(error) => {
+                        tracing::info!(shard = replica.shard().0, %error, "not handed over")
+                    }
                 }
             }
         }
@@ -544,7 +657,10 @@ impl Node {
 
 /// Replicas of the meta group are numbered like their nodes: each node has one for good.
 fn meta_member(node: NodeId) -> Member {
-    Member { replica: ReplicaId(node.0), node }
+    Member {
+        replica: ReplicaId(node.0),
+        node,
+    }
 }
 
 fn limits(config: &Config) -> Limits {
@@ -560,9 +676,13 @@ fn limits(config: &Config) -> Limits {
 
 async fn serve_peers(node: Arc<Node>, peers: Arc<Peers>, listener: TcpListener) {
     let snapshots = node.snapshots.clone();
-    let service = PeerServer::new(PeerService { node, peers, snapshots })
-        .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
-        .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024);
+    let service = PeerServer::new(PeerService {
+        node,
+        peers,
+        snapshots,
+    })
+    .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
+    .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024);
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -589,7 +709,8 @@ async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> anyhow::Result
             .with_service_name("grpc.health.v1.Health")
     };
     let clients = &node.config.clients;
-    let incoming = GuardedListener::new(listener, clients.connections_max, clients.hello_timeout).incoming();
+    let incoming =
+        GuardedListener::new(listener, clients.connections_max, clients.hello_timeout).incoming();
     Server::builder()
         .http2_keepalive_interval(Some(CLIENT_KEEPALIVE))
         .add_service(node.services.gateway.service())
@@ -602,10 +723,17 @@ async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> anyhow::Result
     Ok(())
 }
 
-async fn report_health(reporter: tonic_health::server::HealthReporter, mut ready: watch::Receiver<bool>) {
+async fn report_health(
+    reporter: tonic_health::server::HealthReporter,
+    mut ready: watch::Receiver<bool>,
+) {
     use tonic_health::ServingStatus;
     loop {
-        let status = if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if *ready.borrow_and_update() {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
         for service in ["", "carillon.v1.Chat", "carillon.admin.v1.Admin"] {
             reporter.set_service_status(service, status).await;
         }

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_core::reply::Reply;
 use carillon_core::ids::{NodeId, ShardId, Slot};
+use carillon_core::reply::Reply;
 use carillon_proto::internal;
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -113,7 +113,10 @@ pub enum Settled {
 }
 
 enum Sink {
-    Command { sink: Arc<dyn CommandSink>, request: u64 },
+    Command {
+        sink: Arc<dyn CommandSink>,
+        request: u64,
+    },
     Call(oneshot::Sender<Result<Response, OpError>>),
     Deliver(Arc<dyn DeliverSink>),
 }
@@ -202,21 +205,40 @@ impl Router {
 
     /// Submits a batch of deliveries to a shard; it is tried until the node stops.
     pub fn deliver(&self, to: ShardId, batch: Bytes, sink: Arc<dyn DeliverSink>) {
-        let operation =
-            Operation { payload: Payload::Deliver(batch), deadline: None, sink: Sink::Deliver(sink) };
+        let operation = Operation {
+            payload: Payload::Deliver(batch),
+            deadline: None,
+            sink: Sink::Deliver(sink),
+        };
         self.enter(to, operation);
     }
 
     /// Executes one command.
-    pub async fn command(&self, slot: Slot, command: Bytes, deadline: Instant) -> Result<Reply, OpError> {
-        self.command_to(self.shard_of(slot), command, deadline).await
+    pub async fn command(
+        &self,
+        slot: Slot,
+        command: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, OpError> {
+        self.command_to(self.shard_of(slot), command, deadline)
+            .await
     }
 
     /// Executes one command in a shard.
-    pub async fn command_to(&self, shard: ShardId, command: Bytes, deadline: Instant) -> Result<Reply, OpError> {
-        match self.call(shard, Payload::Command(command), deadline).await? {
+    pub async fn command_to(
+        &self,
+        shard: ShardId,
+        command: Bytes,
+        deadline: Instant,
+    ) -> Result<Reply, OpError> {
+        match self
+            .call(shard, Payload::Command(command), deadline)
+            .await?
+        {
             Response::Reply(reply) => Ok(reply),
-            other => Err(OpError::Internal(format!("a command was answered with {other:?}"))),
+            other => Err(OpError::Internal(format!(
+                "a command was answered with {other:?}"
+            ))),
         }
     }
 
@@ -230,15 +252,30 @@ impl Router {
         let shard = self.shard_of(slot);
         let payload = Payload::Query(query.encode_to_vec().into());
         match self.call(shard, payload, deadline).await? {
-            Response::Answer(bytes) => internal::Answer::decode(bytes)
-                .map_err(|error| OpError::Internal(format!("shard {shard} answered a damaged message: {error}"))),
-            other => Err(OpError::Internal(format!("a query was answered with {other:?}"))),
+            Response::Answer(bytes) => internal::Answer::decode(bytes).map_err(|error| {
+                OpError::Internal(format!("shard {shard} answered a damaged message: {error}"))
+            }),
+            other => Err(OpError::Internal(format!(
+                "a query was answered with {other:?}"
+            ))),
         }
     }
 
-    async fn call(&self, shard: ShardId, payload: Payload, deadline: Instant) -> Result<Response, OpError> {
+    async fn call(
+        &self,
+        shard: ShardId,
+        payload: Payload,
+        deadline: Instant,
+    ) -> Result<Response, OpError> {
         let (sender, receiver) = oneshot::channel();
-        self.enter(shard, Operation { payload, deadline: Some(deadline), sink: Sink::Call(sender) });
+        self.enter(
+            shard,
+            Operation {
+                payload,
+                deadline: Some(deadline),
+                sink: Sink::Call(sender),
+            },
+        );
         receiver.await.unwrap_or(Err(OpError::ShuttingDown))
     }
 
@@ -250,7 +287,10 @@ impl Router {
         let mut lanes = self.lanes.write();
         while lanes.len() <= index {
             let shard = ShardId(lanes.len() as u32);
-            lanes.push(Arc::new(Lane { shard, state: Mutex::new(LaneState::default()) }));
+            lanes.push(Arc::new(Lane {
+                shard,
+                state: Mutex::new(LaneState::default()),
+            }));
         }
         lanes[index].clone()
     }
@@ -282,9 +322,14 @@ impl Router {
             self.recover(lane, state);
         }
         while let Some(route) = state.route {
-            let Some(operation) = state.waiting.pop_front() else { return };
+            let Some(operation) = state.waiting.pop_front() else {
+                return;
+            };
             let sequence = state.first + state.in_flight.len() as u64;
-            match self.cluster.offer(lane.shard, route, sequence, &operation.payload) {
+            match self
+                .cluster
+                .offer(lane.shard, route, sequence, &operation.payload)
+            {
                 Ok(()) => {
                     state.in_flight.push_back(Some(operation));
                     state.unsettled += 1;
@@ -359,7 +404,9 @@ impl Router {
 
     /// A new leader is known: what is in flight to another one is sent again.
     pub fn on_leader_changed(&self, shard: ShardId) {
-        let Some(leader) = self.cluster.leader(shard) else { return };
+        let Some(leader) = self.cluster.leader(shard) else {
+            return;
+        };
         let lane = self.lane(shard);
         let mut completed = Completed::new();
         {
@@ -431,17 +478,22 @@ impl Router {
 
     /// Ends everything: the node stops.
     pub fn close(&self) {
-        self.closed.store(true, std::sync::atomic::Ordering::Release);
+        self.closed
+            .store(true, std::sync::atomic::Ordering::Release);
         let lanes = self.lanes.read().clone();
         for lane in lanes {
             let mut completed = Completed::new();
             {
                 let mut state = lane.state.lock();
                 retract(&mut state);
-                let undone = std::mem::take(&mut state.undone).into_iter().map(|(_, operation)| operation);
+                let undone = std::mem::take(&mut state.undone)
+                    .into_iter()
+                    .map(|(_, operation)| operation);
                 let waiting = std::mem::take(&mut state.waiting);
                 completed.extend(
-                    undone.chain(waiting).map(|operation| (operation.sink, Err(OpError::ShuttingDown))),
+                    undone
+                        .chain(waiting)
+                        .map(|operation| (operation.sink, Err(OpError::ShuttingDown))),
                 );
             }
             finish(completed);
@@ -451,8 +503,12 @@ impl Router {
 
 fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed: &mut Completed) {
     // An answer to a try that was given up already is of no interest.
-    let Some(index) = sequence.checked_sub(state.first) else { return };
-    let Some(slot) = state.in_flight.get_mut(index as usize) else { return };
+    let Some(index) = sequence.checked_sub(state.first) else {
+        return;
+    };
+    let Some(slot) = state.in_flight.get_mut(index as usize) else {
+        return;
+    };
     let Some(operation) = slot.take() else { return };
     state.unsettled -= 1;
     match settled {
@@ -460,7 +516,9 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
         Settled::Overloaded { limit, max } if operation.deadline.is_some() => {
             completed.push((operation.sink, Err(OpError::Overloaded { limit, max })));
         }
-        Settled::Failed(problem) => completed.push((operation.sink, Err(OpError::Internal(problem)))),
+        Settled::Failed(problem) => {
+            completed.push((operation.sink, Err(OpError::Internal(problem))))
+        }
         Settled::Overloaded { .. } => {
             state.undone.push((sequence, operation));
             state.route = None;
@@ -507,7 +565,10 @@ fn expire_all(shard: ShardId, state: &mut LaneState, completed: &mut Completed) 
             completed.push((operation.sink, error()));
         }
     }
-    for (_, operation) in state.undone.extract_if(.., |(_, operation)| late(operation)) {
+    for (_, operation) in state
+        .undone
+        .extract_if(.., |(_, operation)| late(operation))
+    {
         completed.push((operation.sink, error()));
     }
     let mut kept = VecDeque::with_capacity(state.waiting.len());
@@ -531,7 +592,9 @@ fn finish(completed: Completed) {
             Sink::Command { sink, request } => {
                 let result = result.and_then(|response| match response {
                     Response::Reply(reply) => Ok(reply),
-                    other => Err(OpError::Internal(format!("a command was answered with {other:?}"))),
+                    other => Err(OpError::Internal(format!(
+                        "a command was answered with {other:?}"
+                    ))),
                 });
                 sink.complete(request, result);
             }

@@ -85,7 +85,10 @@ pub fn read_batch(mut bytes: Bytes) -> Option<Vec<BatchItem>> {
     }
     let mut items = Vec::with_capacity(count as usize);
     for _ in 0..count {
-        items.push(BatchItem { command: part(&mut bytes)?, message: part(&mut bytes)? });
+        items.push(BatchItem {
+            command: part(&mut bytes)?,
+            message: part(&mut bytes)?,
+        });
     }
     bytes.is_empty().then_some(items)
 }
@@ -100,7 +103,11 @@ pub struct DeliverBatch {
 impl DeliverBatch {
     /// `answer` is called once, with whether everything was applied.
     pub fn new(items: usize, answer: Box<dyn Fn(bool) + Send + Sync>) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(items), undone: AtomicBool::new(false), answer })
+        Arc::new(Self {
+            left: AtomicUsize::new(items),
+            undone: AtomicBool::new(false),
+            answer,
+        })
     }
 
     /// One item has ended.
@@ -126,7 +133,10 @@ mod tests {
         let bytes = writer.finish();
         let items = read_batch(bytes.clone()).expect("intact");
         assert_eq!(items.len(), 2);
-        assert_eq!((&items[0].command[..], &items[0].message[..]), (&b"command"[..], &b"message"[..]));
+        assert_eq!(
+            (&items[0].command[..], &items[0].message[..]),
+            (&b"command"[..], &b"message"[..])
+        );
         for end in 0..bytes.len() {
             assert!(read_batch(bytes.slice(..end)).is_none(), "cut at {end}");
         }

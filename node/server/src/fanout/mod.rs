@@ -114,7 +114,11 @@ impl Fanout {
             state.batches()
         };
         for (to, batch) in batches {
-            let sink = Sink { fanout: self.me.clone(), to, batch: batch.clone() };
+            let sink = Sink {
+                fanout: self.me.clone(),
+                to,
+                batch: batch.clone(),
+            };
             self.router.deliver(to, batch, Arc::new(sink));
         }
     }
@@ -127,21 +131,33 @@ impl Fanout {
             advanced
         };
         for (shard, conversations) in advanced {
-            let Some(replica) = self.cluster.replica(shard) else { continue };
+            let Some(replica) = self.cluster.replica(shard) else {
+                continue;
+            };
             let mut command = BytesMut::new();
-            encode_advance_outbox(&mut command, conversations.iter().map(|(id, upto)| (id, *upto)));
+            encode_advance_outbox(
+                &mut command,
+                conversations.iter().map(|(id, upto)| (id, *upto)),
+            );
             replica.take_own(command.freeze());
         }
     }
 }
 
 impl Source for Fanout {
-    fn message(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Option<MessageRecord> {
+    fn message(
+        &self,
+        shard: ShardId,
+        conversation: &ConversationId,
+        seq: Seq,
+    ) -> Option<MessageRecord> {
         self.cluster.replica(shard)?.message(conversation, seq)
     }
 
     fn recipients(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Recipients {
-        let Some(replica) = self.cluster.replica(shard) else { return Recipients::default() };
+        let Some(replica) = self.cluster.replica(shard) else {
+            return Recipients::default();
+        };
         let mut shards: Vec<(ShardId, Vec<UserId>, Vec<UserId>)> = Vec::new();
         for (user, leaving) in replica.recipients(conversation, seq) {
             let to = self.cluster.shard_of(user.slot());
@@ -173,7 +189,9 @@ struct Sink {
 
 impl DeliverSink for Sink {
     fn delivered(&self, result: Result<(), OpError>) {
-        let Some(fanout) = self.fanout.upgrade() else { return };
+        let Some(fanout) = self.fanout.upgrade() else {
+            return;
+        };
         match result {
             Ok(()) => {
                 let more = {
@@ -188,8 +206,14 @@ impl DeliverSink for Sink {
             Err(OpError::ShuttingDown) => {}
             Err(error) => {
                 tracing::error!(shard = self.to.0, %error, "a batch of deliveries failed; it is sent again");
-                let again = Sink { fanout: self.fanout.clone(), to: self.to, batch: self.batch.clone() };
-                fanout.router.deliver(self.to, self.batch.clone(), Arc::new(again));
+                let again = Sink {
+                    fanout: self.fanout.clone(),
+                    to: self.to,
+                    batch: self.batch.clone(),
+                };
+                fanout
+                    .router
+                    .deliver(self.to, self.batch.clone(), Arc::new(again));
             }
         }
     }

@@ -30,7 +30,12 @@ pub struct Recipients {
 /// Where entries and recipients are read when they are not at hand.
 pub trait Source {
     /// An entry of a conversation.
-    fn message(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Option<MessageRecord>;
+    fn message(
+        &self,
+        shard: ShardId,
+        conversation: &ConversationId,
+        seq: Seq,
+    ) -> Option<MessageRecord>;
     /// Who gets it.
     fn recipients(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Recipients;
     /// The encoded `v1.Message` of it.
@@ -101,7 +106,8 @@ impl FanoutState {
     /// A shard is not led here any more: its new leader goes on from the outbox.
     pub fn follow(&mut self, shard: ShardId) {
         if self.led.remove(&shard) {
-            self.conversations.retain(|_, conversation| conversation.shard != shard);
+            self.conversations
+                .retain(|_, conversation| conversation.shard != shard);
             self.advanced.remove(&shard);
         }
     }
@@ -135,7 +141,8 @@ impl FanoutState {
         if seq <= conversation.head {
             return; // the outbox had it already when this shard was taken over
         }
-        let next_in_line = conversation.dispatched.0 + 1 == seq.0 && conversation.head == conversation.dispatched;
+        let next_in_line =
+            conversation.dispatched.0 + 1 == seq.0 && conversation.head == conversation.dispatched;
         conversation.head = seq;
         if next_in_line && self.dispatch(id, seq, record, source) {
             return;
@@ -145,14 +152,24 @@ impl FanoutState {
 
     /// Puts the next entry of a conversation into the destinations' batches; false when one
     /// of them is full.
-    fn dispatch(&mut self, id: &ConversationId, seq: Seq, record: &MessageRecord, source: &impl Source) -> bool {
-        let Some(conversation) = self.conversations.get_mut(id) else { return true };
+    fn dispatch(
+        &mut self,
+        id: &ConversationId,
+        seq: Seq,
+        record: &MessageRecord,
+        source: &impl Source,
+    ) -> bool {
+        let Some(conversation) = self.conversations.get_mut(id) else {
+            return true;
+        };
         let recipients = match &conversation.recipients {
             Some(recipients) if record.countable => recipients.clone(),
             _ => Arc::new(source.recipients(conversation.shard, id, seq)),
         };
         let full = |(shard, _, _): &(ShardId, Vec<UserId>, Vec<UserId>)| {
-            self.destinations.get(shard).is_some_and(|destination| destination.writer.is_full())
+            self.destinations
+                .get(shard)
+                .is_some_and(|destination| destination.writer.is_full())
         };
         if recipients.shards.iter().any(full) {
             return false;
@@ -167,10 +184,14 @@ impl FanoutState {
                 sender: &record.sender,
                 countable: record.countable,
             };
-            destination
-                .writer
-                .add(&message, |buffer| encode_deliver(buffer, &entry, users.iter(), leaving.iter()));
-            destination.refs.push(ItemRef { conversation: id.clone(), generation: conversation.generation, seq });
+            destination.writer.add(&message, |buffer| {
+                encode_deliver(buffer, &entry, users.iter(), leaving.iter())
+            });
+            destination.refs.push(ItemRef {
+                conversation: id.clone(),
+                generation: conversation.generation,
+                seq,
+            });
         }
         conversation.dispatched = seq;
         conversation.outstanding.push_back(recipients.shards.len());
@@ -183,7 +204,9 @@ impl FanoutState {
     /// Dispatches what lags, as far as the destinations take it.
     pub fn fill(&mut self, source: &impl Source) {
         for _ in 0..self.lagging.len() {
-            let Some(id) = self.lagging.pop_front() else { return };
+            let Some(id) = self.lagging.pop_front() else {
+                return;
+            };
             self.lagging_listed.remove(&id);
             while let Some(conversation) = self.conversations.get(&id)
                 && conversation.dispatched < conversation.head
@@ -216,11 +239,17 @@ impl FanoutState {
 
     /// The batch under way to a destination is applied there.
     pub fn delivered(&mut self, to: ShardId) {
-        let Some(refs) = self.destinations.get_mut(&to).and_then(|destination| destination.under_way.take()) else {
+        let Some(refs) = self
+            .destinations
+            .get_mut(&to)
+            .and_then(|destination| destination.under_way.take())
+        else {
             return;
         };
         for item in refs {
-            let Some(conversation) = self.conversations.get_mut(&item.conversation) else { continue };
+            let Some(conversation) = self.conversations.get_mut(&item.conversation) else {
+                continue;
+            };
             if conversation.generation != item.generation || item.seq <= conversation.delivered {
                 continue;
             }
@@ -233,14 +262,19 @@ impl FanoutState {
     }
 
     fn advance(&mut self, id: &ConversationId) {
-        let Some(conversation) = self.conversations.get_mut(id) else { return };
+        let Some(conversation) = self.conversations.get_mut(id) else {
+            return;
+        };
         let before = conversation.delivered;
         while conversation.outstanding.front() == Some(&0) {
             conversation.outstanding.pop_front();
             conversation.delivered.0 += 1;
         }
         if conversation.delivered > before {
-            self.advanced.entry(conversation.shard).or_default().insert(id.clone(), conversation.delivered);
+            self.advanced
+                .entry(conversation.shard)
+                .or_default()
+                .insert(id.clone(), conversation.delivered);
         }
     }
 
@@ -262,22 +296,25 @@ impl FanoutState {
     /// conversations: the memory of the fan-out is bounded by what is under way.
     pub fn shrink(&mut self, keep: usize) {
         if self.conversations.len() > keep {
-            self.conversations.retain(|_, conversation| conversation.delivered < conversation.head);
+            self.conversations
+                .retain(|_, conversation| conversation.delivered < conversation.head);
         }
     }
 
     /// Entries stored here and not in all their inboxes.
     pub fn undelivered(&self) -> u64 {
-        self.conversations.values().map(|conversation| conversation.head.0 - conversation.delivered.0).sum()
+        self.conversations
+            .values()
+            .map(|conversation| conversation.head.0 - conversation.delivered.0)
+            .sum()
     }
 
     /// True when nothing waits to leave or lags.
     pub fn has_work(&self) -> bool {
         !self.lagging.is_empty()
-            || self
-                .destinations
-                .values()
-                .any(|destination| destination.under_way.is_none() && destination.writer.items() > 0)
+            || self.destinations.values().any(|destination| {
+                destination.under_way.is_none() && destination.writer.items() > 0
+            })
     }
 
     fn list_lagging(&mut self, id: &ConversationId) {
@@ -353,7 +390,11 @@ mod tests {
         state.stored(ShardId(7), &group(), Seq(2), &record(true), &source);
         assert!(state.batches().is_empty());
         state.delivered(ShardId(2));
-        let next: Vec<ShardId> = state.batches().into_iter().map(|(shard, _)| shard).collect();
+        let next: Vec<ShardId> = state
+            .batches()
+            .into_iter()
+            .map(|(shard, _)| shard)
+            .collect();
         assert_eq!(next, [ShardId(2)]);
     }
 

@@ -38,9 +38,15 @@ const LIMITS: [&str; 1] = ["proposals_waiting_max"];
 /// Answers an operation of the other node. When the link is gone, the other node sends the
 /// operation again by itself.
 pub fn send_settled(link: &Link, shard: ShardId, correlation: u64, settled: &Settled) {
-    let sent = link.send(ANSWER, shard, correlation, |buffer| write_settled(buffer, settled));
+    let sent = link.send(ANSWER, shard, correlation, |buffer| {
+        write_settled(buffer, settled)
+    });
     if !sent {
-        tracing::debug!(peer = link.peer().0, shard = shard.0, "an answer found its link gone");
+        tracing::debug!(
+            peer = link.peer().0,
+            shard = shard.0,
+            "an answer found its link gone"
+        );
     }
 }
 
@@ -84,11 +90,17 @@ pub fn read_settled(mut body: Bytes) -> Option<Settled> {
         STATUS_DELIVERED => Settled::Done(Response::Delivered),
         STATUS_RETRY if body.len() == 16 => {
             let (node, term) = (body.get_u64_le(), body.get_u64_le());
-            Settled::Retry((node != 0).then_some(Route { node: NodeId(node), term }))
+            Settled::Retry((node != 0).then_some(Route {
+                node: NodeId(node),
+                term,
+            }))
         }
         STATUS_OVERLOADED if body.len() == 9 => {
             let limit = LIMITS.get(usize::from(body.get_u8())).copied()?;
-            Settled::Overloaded { limit, max: body.get_u64_le() }
+            Settled::Overloaded {
+                limit,
+                max: body.get_u64_le(),
+            }
         }
         STATUS_FAILED => Settled::Failed(String::from_utf8_lossy(&body).into_owned()),
         _ => return None,
@@ -116,7 +128,10 @@ pub fn send_push<'a>(
     if !sent {
         let state = *link.watch().borrow();
         if state.up {
-            tracing::warn!(peer = link.peer().0, "the link cannot take a push; closing it");
+            tracing::warn!(
+                peer = link.peer().0,
+                "the link cannot take a push; closing it"
+            );
             link.close(state.epoch);
         }
     }
@@ -157,8 +172,14 @@ mod tests {
             Settled::Done(Response::Answer(Bytes::from_static(b"answer"))),
             Settled::Done(Response::Delivered),
             Settled::Retry(None),
-            Settled::Retry(Some(Route { node: NodeId(2), term: 7 })),
-            Settled::Overloaded { limit: LIMITS[0], max: 5 },
+            Settled::Retry(Some(Route {
+                node: NodeId(2),
+                term: 7,
+            })),
+            Settled::Overloaded {
+                limit: LIMITS[0],
+                max: 5,
+            },
             Settled::Failed("why".to_owned()),
         ] {
             let mut buffer = BytesMut::new();

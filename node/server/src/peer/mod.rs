@@ -137,14 +137,19 @@ impl Peers {
         let metadata = request.metadata_mut();
         metadata.insert(NODE_KEY, self.cluster.me().0.to_string().parse()?);
         metadata.insert(IDENTITY_KEY, self.identity.identity().parse()?);
-        metadata.insert(CLUSTER_KEY, self.identity.cluster_id().unwrap_or_default().parse()?);
+        metadata.insert(
+            CLUSTER_KEY,
+            self.identity.cluster_id().unwrap_or_default().parse()?,
+        );
         let response = match kind {
             LinkKind::Raft => client.raft(request).await,
             LinkKind::Relay => client.relay(request).await,
         };
         match response {
             Ok(response) => {
-                let inbound = response.into_inner().map(|packet| packet.map(|packet| packet.frames));
+                let inbound = response
+                    .into_inner()
+                    .map(|packet| packet.map(|packet| packet.frames));
                 Ok((epoch, Box::pin(inbound)))
             }
             Err(status) => {
@@ -193,7 +198,10 @@ impl Peers {
     /// what is new.
     fn resubscribe(&self, peer: NodeId) {
         for descriptor in &self.cluster.meta().map.shards {
-            let led_there = self.cluster.leader(descriptor.shard_id).is_none_or(|route| route.node == peer);
+            let led_there = self
+                .cluster
+                .leader(descriptor.shard_id)
+                .is_none_or(|route| route.node == peer);
             if led_there {
                 self.gateway.on_leader_changed(descriptor.shard_id);
             }
@@ -203,7 +211,11 @@ impl Peers {
         }
     }
 
-    async fn relay(&self, link: &Arc<Link>, mut inbound: impl Stream<Item = Result<Bytes, Status>> + Unpin) {
+    async fn relay(
+        &self,
+        link: &Arc<Link>,
+        mut inbound: impl Stream<Item = Result<Bytes, Status>> + Unpin,
+    ) {
         while let Some(Ok(mut packet)) = inbound.next().await {
             loop {
                 match next_frame(&mut packet) {
@@ -226,7 +238,10 @@ impl Peers {
             frames::ANSWER => {
                 match read_settled(frame.body) {
                     Some(settled) => self.router.settle(frame.shard, frame.correlation, settled),
-                    None => tracing::error!(peer = link.peer().0, "a damaged answer; its operation times out"),
+                    None => tracing::error!(
+                        peer = link.peer().0,
+                        "a damaged answer; its operation times out"
+                    ),
                 }
                 return;
             }
@@ -237,15 +252,24 @@ impl Peers {
                 return;
             }
             other => {
-                tracing::debug!(peer = link.peer().0, kind = other.0, "a frame of an unknown kind");
+                tracing::debug!(
+                    peer = link.peer().0,
+                    kind = other.0,
+                    "a frame of an unknown kind"
+                );
                 return;
             }
         };
-        let Some((term, body)) = split_term(frame.body) else { return };
+        let Some((term, body)) = split_term(frame.body) else {
+            return;
+        };
         let correlation = frame.correlation;
         let taken = match self.cluster.replica(frame.shard) {
             Some(replica) => {
-                let origin = Origin::Relay { link: link.clone(), correlation };
+                let origin = Origin::Relay {
+                    link: link.clone(),
+                    correlation,
+                };
                 replica.take(term, &make(body), origin)
             }
             None => Err(Settled::Retry(None)),
@@ -259,7 +283,9 @@ impl Peers {
     /// and nobody has to wait for an election timeout: the survivors take turns to stand
     /// for what it led.
     async fn stand_for_the_dead(self: Arc<Self>, peer: NodeId) {
-        let Some(address) = self.identity.peer_address(peer, &self.cluster.meta()) else { return };
+        let Some(address) = self.identity.peer_address(peer, &self.cluster.meta()) else {
+            return;
+        };
         let mut refused = false;
         for _ in 0..PROBES_MAX {
             match tokio::net::TcpStream::connect(&address).await {
@@ -285,8 +311,14 @@ impl Peers {
                 tokio::time::sleep(ELECTION_TURN * turn).await;
                 if replica.leader().is_some_and(|route| route.node == peer) {
                     match replica.group().elect_now(peer).await {
-                        Ok(stands) => tracing::info!(shard = replica.shard().0, stands, "stands for a dead leader"),
-                        Err(error) => tracing::warn!(shard = replica.shard().0, %error, "cannot stand"),
+                        Ok(stands) => tracing::info!(
+                            shard = replica.shard().0,
+                            stands,
+                            "stands for a dead leader"
+                        ),
+                        Err(error) => {
+                            tracing::warn!(shard = replica.shard().0, %error, "cannot stand")
+                        }
                     }
                 }
             });
@@ -306,7 +338,10 @@ impl Peers {
             .collect();
         survivors.sort_unstable();
         let count = survivors.len().max(1) as u32;
-        let rank = survivors.iter().position(|node| *node == self.cluster.me()).unwrap_or(0) as u32;
+        let rank = survivors
+            .iter()
+            .position(|node| *node == self.cluster.me())
+            .unwrap_or(0) as u32;
         (rank + replica.shard().0) % count
     }
 }

@@ -10,9 +10,9 @@ use carillon_core::ids::{NodeId, ShardId};
 use carillon_proto::admin::ReplicaChecksum;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
-    ChecksumRequest, ChecksumResponse, FlushRequest, FlushResponse, IdentifyRequest, IdentifyResponse,
-    InstallSnapshotResponse, Packet, SnapshotChunk, StartChecksumResponse, StatusRequest, StatusResponse,
-    TransferRequest, TransferResponse,
+    ChecksumRequest, ChecksumResponse, FlushRequest, FlushResponse, IdentifyRequest,
+    IdentifyResponse, InstallSnapshotResponse, Packet, SnapshotChunk, StartChecksumResponse,
+    StatusRequest, StatusResponse, TransferRequest, TransferResponse,
 };
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -39,11 +39,21 @@ pub struct PeerService {
 }
 
 impl PeerService {
-    fn accept(&self, kind: LinkKind, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
-        let text = |key| request.metadata().get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let node: u64 = text(NODE_KEY)
-            .parse()
-            .map_err(|_| Status::invalid_argument(format!("metadata {NODE_KEY} is not a node id")))?;
+    fn accept(
+        &self,
+        kind: LinkKind,
+        request: Request<Streaming<Packet>>,
+    ) -> Result<Response<PacketStream>, Status> {
+        let text = |key| {
+            request
+                .metadata()
+                .get(key)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
+        let node: u64 = text(NODE_KEY).parse().map_err(|_| {
+            Status::invalid_argument(format!("metadata {NODE_KEY} is not a node id"))
+        })?;
         let node = NodeId(node);
         let cluster = &self.peers.cluster;
         self.peers
@@ -54,11 +64,16 @@ impl PeerService {
             LinkKind::Raft => Some(self.peers.links.link(node)),
             LinkKind::Relay => cluster.relay(node),
         };
-        let link = link.ok_or_else(|| Status::not_found(format!("node {} is not known here", node.0)))?;
+        let link =
+            link.ok_or_else(|| Status::not_found(format!("node {} is not known here", node.0)))?;
         let out = link.open();
-        let inbound = request.into_inner().map(|packet| packet.map(|packet| packet.frames));
+        let inbound = request
+            .into_inner()
+            .map(|packet| packet.map(|packet| packet.frames));
         tokio::spawn(self.peers.clone().serve(kind, link, out.epoch(), inbound));
-        Ok(Response::new(Box::pin(out.map(|frames| Ok(Packet { frames })))))
+        Ok(Response::new(Box::pin(
+            out.map(|frames| Ok(Packet { frames })),
+        )))
     }
 
     fn replica(&self, shard: u32) -> Result<Arc<Replica>, Status> {
@@ -74,11 +89,17 @@ impl Peer for PeerService {
     type RaftStream = PacketStream;
     type RelayStream = PacketStream;
 
-    async fn raft(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
+    async fn raft(
+        &self,
+        request: Request<Streaming<Packet>>,
+    ) -> Result<Response<PacketStream>, Status> {
         self.accept(LinkKind::Raft, request)
     }
 
-    async fn relay(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
+    async fn relay(
+        &self,
+        request: Request<Streaming<Packet>>,
+    ) -> Result<Response<PacketStream>, Status> {
         self.accept(LinkKind::Relay, request)
     }
 
@@ -86,9 +107,14 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<InstallSnapshotResponse>, Status> {
-        let (head, received) = super::snapshot::receive(request.into_inner(), &self.snapshots).await?;
+        let (head, received) =
+            super::snapshot::receive(request.into_inner(), &self.snapshots).await?;
         let replica = self.replica(head.shard_id)?;
-        tracing::info!(shard = head.shard_id, from = head.from_node, "installs a snapshot");
+        tracing::info!(
+            shard = head.shard_id,
+            from = head.from_node,
+            "installs a snapshot"
+        );
         let vote = replica
             .group()
             .install_snapshot(head.vote, head.meta, Arc::new(received))
@@ -97,16 +123,24 @@ impl Peer for PeerService {
         Ok(Response::new(InstallSnapshotResponse { vote }))
     }
 
-    async fn identify(&self, request: Request<IdentifyRequest>) -> Result<Response<IdentifyResponse>, Status> {
+    async fn identify(
+        &self,
+        request: Request<IdentifyRequest>,
+    ) -> Result<Response<IdentifyResponse>, Status> {
         let meta = self.peers.cluster.meta();
-        Ok(Response::new(self.peers.identity.identify(request.get_ref(), &meta)))
+        Ok(Response::new(
+            self.peers.identity.identify(request.get_ref(), &meta),
+        ))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(self.node.status()))
     }
 
-    async fn checksum(&self, request: Request<ChecksumRequest>) -> Result<Response<ChecksumResponse>, Status> {
+    async fn checksum(
+        &self,
+        request: Request<ChecksumRequest>,
+    ) -> Result<Response<ChecksumResponse>, Status> {
         let ChecksumRequest { shard_id, nonce } = request.into_inner();
         let replica = self.replica(shard_id)?;
         let result = tokio::time::timeout(CHECKSUM_TIMEOUT, replica.checksums().wait(nonce))
@@ -132,11 +166,16 @@ impl Peer for PeerService {
         if self.replica(shard_id)?.propose_checksum(nonce) {
             Ok(Response::new(StartChecksumResponse {}))
         } else {
-            Err(Status::unavailable(format!("this node does not lead shard {shard_id}")))
+            Err(Status::unavailable(format!(
+                "this node does not lead shard {shard_id}"
+            )))
         }
     }
 
-    async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<TransferResponse>, Status> {
+    async fn transfer(
+        &self,
+        request: Request<TransferRequest>,
+    ) -> Result<Response<TransferResponse>, Status> {
         let TransferRequest { shard_id, to_node } = request.into_inner();
         self.replica(shard_id)?
             .group()
@@ -146,10 +185,16 @@ impl Peer for PeerService {
         Ok(Response::new(TransferResponse {}))
     }
 
-    async fn flush(&self, request: Request<FlushRequest>) -> Result<Response<FlushResponse>, Status> {
+    async fn flush(
+        &self,
+        request: Request<FlushRequest>,
+    ) -> Result<Response<FlushResponse>, Status> {
         let replica = self.replica(request.into_inner().shard_id)?;
-        let flushed_index =
-            self.node.flush_and_purge(&replica).await.map_err(|error| Status::internal(format!("{error:#}")))?;
+        let flushed_index = self
+            .node
+            .flush_and_purge(&replica)
+            .await
+            .map_err(|error| Status::internal(format!("{error:#}")))?;
         Ok(Response::new(FlushResponse { flushed_index }))
     }
 }

@@ -106,16 +106,26 @@ pub struct Sender {
 
 impl SnapshotSender for Sender {
     fn send(&self, snapshot: OutgoingSnapshot) -> BoxFuture<'static, Result<Bytes, String>> {
-        let address = self.identity.peer_address(snapshot.to.node, &self.cluster.meta());
+        let address = self
+            .identity
+            .peer_address(snapshot.to.node, &self.cluster.meta());
         let (me, parent) = (self.cluster.me(), self.directory.clone());
         Box::pin(async move {
-            let address = address.ok_or_else(|| format!("node {} has no address", snapshot.to.node.0))?;
-            send(me, parent, address, snapshot).await.map_err(|error| format!("{error:#}"))
+            let address =
+                address.ok_or_else(|| format!("node {} has no address", snapshot.to.node.0))?;
+            send(me, parent, address, snapshot)
+                .await
+                .map_err(|error| format!("{error:#}"))
         })
     }
 }
 
-async fn send(me: NodeId, parent: PathBuf, address: String, snapshot: OutgoingSnapshot) -> anyhow::Result<Bytes> {
+async fn send(
+    me: NodeId,
+    parent: PathBuf,
+    address: String,
+    snapshot: OutgoingSnapshot,
+) -> anyhow::Result<Bytes> {
     let (shard, to) = (snapshot.shard, snapshot.to.node);
     let content = snapshot
         .content
@@ -124,7 +134,8 @@ async fn send(me: NodeId, parent: PathBuf, address: String, snapshot: OutgoingSn
     tracing::info!(shard = shard.0, to = to.0, "sends a snapshot");
     let directory = Cleanup(new_directory(&parent, shard)?);
     let path = directory.0.clone();
-    let (files, clock) = tokio::task::spawn_blocking(move || write_files(&content, &path)).await??;
+    let (files, clock) =
+        tokio::task::spawn_blocking(move || write_files(&content, &path)).await??;
     let head = SnapshotHead {
         shard_id: shard.0,
         from_node: me.0,
@@ -145,7 +156,9 @@ async fn send(me: NodeId, parent: PathBuf, address: String, snapshot: OutgoingSn
     let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
     let reading = tokio::task::spawn_blocking(move || read_chunks(head, &paths, &sender));
     let channel = endpoint(&address)?.connect().await?;
-    let response = peer_client(channel).install_snapshot(ReceiverStream::new(receiver)).await?;
+    let response = peer_client(channel)
+        .install_snapshot(ReceiverStream::new(receiver))
+        .await?;
     reading.await??;
     tracing::info!(shard = shard.0, to = to.0, "the snapshot is installed");
     Ok(response.into_inner().vote)
@@ -154,7 +167,9 @@ async fn send(me: NodeId, parent: PathBuf, address: String, snapshot: OutgoingSn
 fn write_files(content: &Content, directory: &Path) -> anyhow::Result<(Vec<SnapshotFile>, Bytes)> {
     match content {
         Content::Shard(snapshot) => {
-            let files = snapshot.write_files(directory, FILE_BYTES_MAX, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            let files = snapshot.write_files(directory, FILE_BYTES_MAX, &mut |_| {
+                std::ops::ControlFlow::Continue(())
+            })?;
             Ok((files, snapshot.clock().encoded()))
         }
         Content::Meta(state) => Ok((Vec::new(), state.encode())),
@@ -162,8 +177,17 @@ fn write_files(content: &Content, directory: &Path) -> anyhow::Result<(Vec<Snaps
 }
 
 /// Ends without an error when the receiver goes away: then the call has the reason.
-fn read_chunks(head: SnapshotHead, paths: &[PathBuf], sender: &mpsc::Sender<SnapshotChunk>) -> std::io::Result<()> {
-    if sender.blocking_send(SnapshotChunk { part: Some(Part::Head(head)) }).is_err() {
+fn read_chunks(
+    head: SnapshotHead,
+    paths: &[PathBuf],
+    sender: &mpsc::Sender<SnapshotChunk>,
+) -> std::io::Result<()> {
+    if sender
+        .blocking_send(SnapshotChunk {
+            part: Some(Part::Head(head)),
+        })
+        .is_err()
+    {
         return Ok(());
     }
     for path in paths {
@@ -175,7 +199,12 @@ fn read_chunks(head: SnapshotHead, paths: &[PathBuf], sender: &mpsc::Sender<Snap
                 break;
             }
             chunk.truncate(count);
-            if sender.blocking_send(SnapshotChunk { part: Some(Part::Data(chunk.freeze())) }).is_err() {
+            if sender
+                .blocking_send(SnapshotChunk {
+                    part: Some(Part::Data(chunk.freeze())),
+                })
+                .is_err()
+            {
                 return Ok(());
             }
         }
@@ -198,15 +227,25 @@ pub async fn receive(
     mut stream: Streaming<SnapshotChunk>,
     parent: &Path,
 ) -> Result<(SnapshotHead, ReceivedSnapshot), Status> {
-    let Some(SnapshotChunk { part: Some(Part::Head(head)) }) = stream.message().await? else {
+    let Some(SnapshotChunk {
+        part: Some(Part::Head(head)),
+    }) = stream.message().await?
+    else {
         return Err(Status::invalid_argument("a snapshot begins with its head"));
     };
     if head.files.len() > FILES_MAX || head.clock.len() > RECORD_BYTES_MAX {
-        return Err(Status::resource_exhausted("the snapshot's head is too large"));
+        return Err(Status::resource_exhausted(
+            "the snapshot's head is too large",
+        ));
     }
-    let disk = |error: std::io::Error| Status::internal(format!("snapshot could not be written: {error}"));
+    let disk =
+        |error: std::io::Error| Status::internal(format!("snapshot could not be written: {error}"));
     let directory = new_directory(parent, ShardId(head.shard_id)).map_err(disk)?;
-    let mut received = ReceivedSnapshot { files: Vec::new(), clock: head.clock.clone(), directory };
+    let mut received = ReceivedSnapshot {
+        files: Vec::new(),
+        clock: head.clock.clone(),
+        directory,
+    };
     let mut rest = Bytes::new();
     for (index, file_head) in head.files.iter().enumerate() {
         let path = received.directory.join(format!("{index:06}.sst"));
@@ -214,7 +253,10 @@ pub async fn receive(
         let mut left = file_head.size_bytes;
         while left > 0 {
             if rest.is_empty() {
-                let Some(SnapshotChunk { part: Some(Part::Data(data)) }) = stream.message().await? else {
+                let Some(SnapshotChunk {
+                    part: Some(Part::Data(data)),
+                }) = stream.message().await?
+                else {
                     return Err(Status::data_loss("the snapshot ended inside a file"));
                 };
                 rest = data;

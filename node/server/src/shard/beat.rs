@@ -26,7 +26,11 @@ pub struct Beat {
 impl Beat {
     /// A beat of at least `interval` between rounds.
     pub fn new(interval: Duration) -> Arc<Self> {
-        Arc::new(Self { armed: Mutex::new(Vec::new()), wake: Notify::new(), interval })
+        Arc::new(Self {
+            armed: Mutex::new(Vec::new()),
+            wake: Notify::new(),
+            interval,
+        })
     }
 
     /// Lists a replica for the next round; the replica sees to it that it is listed once.

@@ -30,7 +30,10 @@ pub struct Checksums {
 
 impl Default for Checksums {
     fn default() -> Self {
-        Self { results: Mutex::new(VecDeque::new()), changed: watch::Sender::new(0) }
+        Self {
+            results: Mutex::new(VecDeque::new()),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -41,7 +44,11 @@ impl Checksums {
         tokio::task::spawn_blocking(move || {
             let checksum = snapshot.checksum().map_err(|error| error.to_string());
             let mut results = me.results.lock();
-            results.push_back(ChecksumResult { nonce, index, checksum });
+            results.push_back(ChecksumResult {
+                nonce,
+                index,
+                checksum,
+            });
             if results.len() > KEPT {
                 results.pop_front();
             }
@@ -55,7 +62,12 @@ impl Checksums {
         let mut changed = self.changed.subscribe();
         loop {
             changed.borrow_and_update();
-            if let Some(result) = self.results.lock().iter().find(|result| result.nonce == nonce) {
+            if let Some(result) = self
+                .results
+                .lock()
+                .iter()
+                .find(|result| result.nonce == nonce)
+            {
                 return result.clone();
             }
             if changed.changed().await.is_err() {

@@ -45,7 +45,16 @@ impl ShardMachine {
         checksums: Arc<Checksums>,
     ) -> Self {
         let (shard, clock) = (state.id(), state.clock());
-        Self { shard, flusher, state: Mutex::new(state), clock, leading, fanout, checksums, stored: Vec::new() }
+        Self {
+            shard,
+            flusher,
+            state: Mutex::new(state),
+            clock,
+            leading,
+            fanout,
+            checksums,
+            stored: Vec::new(),
+        }
     }
 }
 
@@ -69,7 +78,11 @@ impl Machine for ShardMachine {
                 Err(error) => damaged_entry(self.shard, entry.index, &error),
             };
             let at = commands.at();
-            let mut effects = Vec::with_capacity(if entry.proposed_here { commands.remaining() } else { 0 });
+            let mut effects = Vec::with_capacity(if entry.proposed_here {
+                commands.remaining()
+            } else {
+                0
+            });
             let mut context = Context::new(self.shard, at, &mut self.clock);
             for command in commands {
                 let command = match command {
@@ -78,11 +91,19 @@ impl Machine for ShardMachine {
                 };
                 let mut effect = apply(&mut batch, &mut context, command);
                 match effect.event.take() {
-                    Some(Event::Stored { conversation, seq, message }) if leading => {
+                    Some(Event::Stored {
+                        conversation,
+                        seq,
+                        message,
+                    }) if leading => {
                         self.stored.push((conversation, seq, message));
                     }
-                    Some(Event::ChecksumRequested { nonce }) => checksum = Some((nonce, entry.index)),
-                    Some(event @ Event::Delivered { .. }) if entry.proposed_here => effect.event = Some(event),
+                    Some(Event::ChecksumRequested { nonce }) => {
+                        checksum = Some((nonce, entry.index))
+                    }
+                    Some(event @ Event::Delivered { .. }) if entry.proposed_here => {
+                        effect.event = Some(event)
+                    }
                     _ => {}
                 }
                 if entry.proposed_here {
@@ -118,10 +139,9 @@ impl Machine for ShardMachine {
 
     fn snapshot(&self) -> io::Result<(Bytes, SnapshotContent)> {
         let snapshot = self.state.lock().snapshot().map_err(io::Error::other)?;
-        let applied = snapshot
-            .applied()
-            .cloned()
-            .ok_or_else(|| io::Error::other(format!("shard {} has nothing applied", self.shard.0)))?;
+        let applied = snapshot.applied().cloned().ok_or_else(|| {
+            io::Error::other(format!("shard {} has nothing applied", self.shard.0))
+        })?;
         Ok((applied, Arc::new(Content::Shard(Arc::new(snapshot)))))
     }
 
@@ -130,7 +150,10 @@ impl Machine for ShardMachine {
             .downcast::<ReceivedSnapshot>()
             .map_err(|_| io::Error::other("a snapshot of another kind was handed to a shard"))?;
         let clock = clock_of(&received)?;
-        self.state.get_mut().install(received.files(), &applied, clock).map_err(io::Error::other)?;
+        self.state
+            .get_mut()
+            .install(received.files(), &applied, clock)
+            .map_err(io::Error::other)?;
         self.clock = clock;
         Ok(())
     }

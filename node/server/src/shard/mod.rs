@@ -17,7 +17,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use carillon_core::apply::{Delivery, Effects, Event};
-use carillon_core::command::{Command, encode_batch_header, push_command, pushed_bytes, BATCH_HEADER_BYTES};
+use carillon_core::command::{
+    BATCH_HEADER_BYTES, Command, encode_batch_header, push_command, pushed_bytes,
+};
 use carillon_core::ids::{ConversationId, NodeId, Seq, ShardId, TimestampMs, UserId};
 use carillon_core::read::outbox_markers;
 use carillon_core::records::MessageRecord;
@@ -129,7 +131,10 @@ impl Replica {
     pub fn leader(&self) -> Option<Route> {
         let leadership = self.group.leadership();
         let leadership = leadership.borrow();
-        leadership.leader.map(|member| Route { node: member.node, term: leadership.term })
+        leadership.leader.map(|member| Route {
+            node: member.node,
+            term: leadership.term,
+        })
     }
 
     /// True while this replica leads and has applied what was committed before.
@@ -144,7 +149,10 @@ impl Replica {
         loop {
             let now: Leadership = leadership.borrow_and_update().clone();
             self.on_leadership(&now);
-            let route = now.leader.map(|member| Route { node: member.node, term: now.term });
+            let route = now.leader.map(|member| Route {
+                node: member.node,
+                term: now.term,
+            });
             if route != routed && route.is_some() {
                 routed = route;
                 self.services.router.on_leader_changed(self.shard);
@@ -157,8 +165,14 @@ impl Replica {
     }
 
     fn on_leadership(self: &Arc<Self>, now: &Leadership) {
-        let here = now.leader.is_some_and(|member| member.node == self.services.cluster.me());
-        let leading = Leading { term: now.term, leads: here, ready: here && now.me_leading };
+        let here = now
+            .leader
+            .is_some_and(|member| member.node == self.services.cluster.me());
+        let leading = Leading {
+            term: now.term,
+            leads: here,
+            ready: here && now.me_leading,
+        };
         let (before, stale) = {
             let mut queue = self.queue.lock();
             (queue.leading(), queue.lead(leading))
@@ -191,21 +205,40 @@ impl Replica {
         let max = self.config.proposals_waiting_max;
         match payload {
             Payload::Command(command) => {
-                let proposal = Proposal { command: command.clone(), origin, term };
+                let proposal = Proposal {
+                    command: command.clone(),
+                    origin,
+                    term,
+                };
                 let result = self.queue.lock().push(proposal, max);
                 result.map_err(|(_, problem)| not_taken(problem))?;
                 self.arm();
             }
             Payload::Deliver(bytes) => {
                 let Some(items) = read_batch(bytes.clone()) else {
-                    return Err(Settled::Failed("a batch of deliveries is damaged".to_owned()));
+                    return Err(Settled::Failed(
+                        "a batch of deliveries is damaged".to_owned(),
+                    ));
                 };
                 let mut queue = self.queue.lock();
                 queue.admits(term, items.len(), max).map_err(not_taken)?;
                 let batch = self.answer_batch(items.len(), origin);
                 for item in items {
-                    let origin = Origin::Deliver { batch: batch.clone(), message: item.message };
-                    if queue.push(Proposal { command: item.command, origin, term }, max).is_err() {
+                    let origin = Origin::Deliver {
+                        batch: batch.clone(),
+                        message: item.message,
+                    };
+                    if queue
+                        .push(
+                            Proposal {
+                                command: item.command,
+                                origin,
+                                term,
+                            },
+                            max,
+                        )
+                        .is_err()
+                    {
                         unreachable!("room for the whole batch was made sure of under this lock");
                     }
                 }
@@ -217,7 +250,9 @@ impl Replica {
                 if !leading.leads || (term != 0 && term < leading.term) {
                     return Err(not_taken(NotTaken::NotLeader));
                 }
-                let Some(me) = self.me.upgrade() else { return Err(Settled::Retry(None)) };
+                let Some(me) = self.me.upgrade() else {
+                    return Err(Settled::Retry(None));
+                };
                 tokio::spawn(me.answer_query(query.clone(), origin));
             }
         }
@@ -227,14 +262,26 @@ impl Replica {
     /// Takes a command of this node's own work, answered to nobody; dropped when this
     /// replica does not lead.
     pub fn take_own(&self, command: Bytes) {
-        let proposal = Proposal { command, origin: Origin::Nobody, term: 0 };
-        if self.queue.lock().push(proposal, self.config.proposals_waiting_max).is_ok() {
+        let proposal = Proposal {
+            command,
+            origin: Origin::Nobody,
+            term: 0,
+        };
+        if self
+            .queue
+            .lock()
+            .push(proposal, self.config.proposals_waiting_max)
+            .is_ok()
+        {
             self.arm();
         }
     }
 
     fn arm(&self) {
-        let proposable = self.queue.lock().proposable(self.config.entries_in_flight_max);
+        let proposable = self
+            .queue
+            .lock()
+            .proposable(self.config.entries_in_flight_max);
         if proposable && !self.armed.swap(true, Ordering::AcqRel) {
             self.services.beat.arm(self.me.clone());
         }
@@ -255,7 +302,9 @@ impl Replica {
             let (payload, origins) = encode_entry(proposals);
             self.services.metrics.entry_proposed(origins.len());
             let me = self.clone();
-            self.group.propose(payload, move |outcome| me.ended(origins, outcome)).await;
+            self.group
+                .propose(payload, move |outcome| me.ended(origins, outcome))
+                .await;
         }
     }
 
@@ -264,7 +313,10 @@ impl Replica {
         self.queue.lock().entries_in_flight -= 1;
         match outcome {
             Outcome::Applied(effects) => self.answer(origins, effects),
-            Outcome::NotLeader { .. } | Outcome::NotReady | Outcome::Unknown | Outcome::TooLarge { .. } => {
+            Outcome::NotLeader { .. }
+            | Outcome::NotReady
+            | Outcome::Unknown
+            | Outcome::TooLarge { .. } => {
                 self.reject(origins.into_iter());
             }
         }
@@ -297,7 +349,9 @@ impl Replica {
             }
         }
         if !settled.is_empty() {
-            self.services.router.settle_all(self.shard, settled.into_iter());
+            self.services
+                .router
+                .settle_all(self.shard, settled.into_iter());
         }
     }
 
@@ -306,7 +360,9 @@ impl Replica {
         for origin in origins {
             match origin {
                 Origin::Lane { sequence } => {
-                    self.services.router.settle(self.shard, sequence, Settled::Retry(hint));
+                    self.services
+                        .router
+                        .settle(self.shard, sequence, Settled::Retry(hint));
                 }
                 Origin::Relay { link, correlation } => {
                     frames::send_settled(&link, self.shard, correlation, &Settled::Retry(hint));
@@ -320,7 +376,11 @@ impl Replica {
     fn answer_batch(&self, items: usize, origin: Origin) -> Arc<DeliverBatch> {
         let (shard, router) = (self.shard, self.services.router.clone());
         let answer = move |applied| {
-            let settled = if applied { Settled::Done(Response::Delivered) } else { Settled::Retry(None) };
+            let settled = if applied {
+                Settled::Done(Response::Delivered)
+            } else {
+                Settled::Retry(None)
+            };
             match &origin {
                 Origin::Lane { sequence } => router.settle(shard, *sequence, settled),
                 Origin::Relay { link, correlation } => {
@@ -348,7 +408,11 @@ impl Replica {
         drop(subscribers);
         for (node, list) in nodes {
             let targets = list.iter().map(|delivery| {
-                (delivery.user.as_bytes().as_ref(), delivery.inbox_seq.0, delivery.unread)
+                (
+                    delivery.user.as_bytes().as_ref(),
+                    delivery.inbox_seq.0,
+                    delivery.unread,
+                )
             });
             if node == me {
                 self.services.gateway.on_push(message.clone(), targets);
@@ -452,7 +516,10 @@ impl Replica {
 }
 
 fn encode_entry(proposals: Vec<Proposal>) -> (Bytes, Vec<Origin>) {
-    let size: usize = proposals.iter().map(|proposal| pushed_bytes(proposal.command.len())).sum();
+    let size: usize = proposals
+        .iter()
+        .map(|proposal| pushed_bytes(proposal.command.len()))
+        .sum();
     let mut payload = BytesMut::with_capacity(BATCH_HEADER_BYTES + size);
     encode_batch_header(&mut payload, now(), proposals.len() as u32);
     let mut origins = Vec::with_capacity(proposals.len());
@@ -465,6 +532,8 @@ fn encode_entry(proposals: Vec<Proposal>) -> (Bytes, Vec<Origin>) {
 
 /// The leader's clock; the state machine keeps times from going back.
 fn now() -> TimestampMs {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     TimestampMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

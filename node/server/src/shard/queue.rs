@@ -81,7 +81,11 @@ pub struct Queue {
 
 impl Queue {
     /// Takes a proposal, or says why not.
-    pub fn push(&mut self, proposal: Proposal, waiting_max: usize) -> Result<(), (Proposal, NotTaken)> {
+    pub fn push(
+        &mut self,
+        proposal: Proposal,
+        waiting_max: usize,
+    ) -> Result<(), (Proposal, NotTaken)> {
         if let Err(problem) = self.admits(proposal.term, 1, waiting_max) {
             return Err((proposal, problem));
         }
@@ -110,7 +114,11 @@ impl Queue {
     pub fn lead(&mut self, leading: Leading) -> Vec<Proposal> {
         self.leading = leading;
         let stale = |proposal: &Proposal| {
-            if leading.leads { proposal.term != 0 && proposal.term < leading.term } else { proposal.term <= leading.term }
+            if leading.leads {
+                proposal.term != 0 && proposal.term < leading.term
+            } else {
+                proposal.term <= leading.term
+            }
         };
         if !self.waiting.iter().any(stale) {
             return Vec::new();
@@ -134,7 +142,10 @@ impl Queue {
     pub fn proposable(&self, entries_in_flight_max: usize) -> bool {
         self.leading.ready
             && self.entries_in_flight < entries_in_flight_max
-            && self.waiting.front().is_some_and(|proposal| proposal.term <= self.leading.term)
+            && self
+                .waiting
+                .front()
+                .is_some_and(|proposal| proposal.term <= self.leading.term)
     }
 
     /// Takes the commands of one entry off the front, within a size.
@@ -149,12 +160,18 @@ impl Queue {
             })
             .count();
         // One command that is larger than an entry should be goes alone.
-        self.waiting.drain(..fits.max(1).min(self.waiting.len())).collect()
+        self.waiting
+            .drain(..fits.max(1).min(self.waiting.len()))
+            .collect()
     }
 
     /// Everything that waits: the replica stops.
     pub fn drain(&mut self) -> Vec<Proposal> {
-        self.leading = Leading { term: u64::MAX, leads: false, ready: false };
+        self.leading = Leading {
+            term: u64::MAX,
+            leads: false,
+            ready: false,
+        };
         self.waiting.drain(..).collect()
     }
 }
@@ -164,11 +181,19 @@ mod tests {
     use super::*;
 
     fn proposal(term: u64, bytes: usize) -> Proposal {
-        Proposal { command: Bytes::from(vec![0; bytes]), origin: Origin::Nobody, term }
+        Proposal {
+            command: Bytes::from(vec![0; bytes]),
+            origin: Origin::Nobody,
+            term,
+        }
     }
 
     fn leading(term: u64, leads: bool) -> Leading {
-        Leading { term, leads, ready: leads }
+        Leading {
+            term,
+            leads,
+            ready: leads,
+        }
     }
 
     #[test]
@@ -186,7 +211,11 @@ mod tests {
             let mut queue = Queue::default();
             queue.lead(leading(known, leads));
             let result = queue.push(proposal(asked, 1), 10);
-            assert_eq!(result.is_ok(), taken, "known {known} leads {leads} asked {asked}");
+            assert_eq!(
+                result.is_ok(),
+                taken,
+                "known {known} leads {leads} asked {asked}"
+            );
         }
     }
 
@@ -198,9 +227,19 @@ mod tests {
             assert!(queue.push(proposal(term, 1), 10).is_ok());
         }
         let gone = queue.lead(leading(4, true));
-        assert_eq!(gone.iter().map(|proposal| proposal.term).collect::<Vec<_>>(), [3]);
+        assert_eq!(
+            gone.iter()
+                .map(|proposal| proposal.term)
+                .collect::<Vec<_>>(),
+            [3]
+        );
         let gone = queue.lead(leading(5, false));
-        assert_eq!(gone.iter().map(|proposal| proposal.term).collect::<Vec<_>>(), [0, 4]);
+        assert_eq!(
+            gone.iter()
+                .map(|proposal| proposal.term)
+                .collect::<Vec<_>>(),
+            [0, 4]
+        );
         assert_eq!(queue.len(), 0);
     }
 

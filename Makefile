@@ -1,0 +1,43 @@
+# Everything a developer types. Build output is kept outside the clone, so that a second
+# clone is fast; RocksDB is compiled once, in the one profile that everything uses.
+CARILLON_CACHE ?= $(HOME)/.cache/carillon
+CARGO_TARGET_DIR ?= $(CARILLON_CACHE)/target
+export CARILLON_CACHE CARGO_TARGET_DIR
+
+# The same selection everywhere: another one would resolve other features of RocksDB's
+# build script and compile RocksDB again.
+BUILD = cargo build --release --workspace --all-targets --locked
+BIN = $(CARGO_TARGET_DIR)/release
+
+.PHONY: run test bench lint clean help
+
+help:
+	@echo 'make run    a three-node cluster on this machine, with a chat in it'
+	@echo 'make test   every test that needs no Kubernetes'
+	@echo 'make bench  the measurements of docs/performance.md'
+	@echo 'make lint   rustfmt, clippy, cargo-deny'
+	@echo 'make clean  removes build output and the demo cluster'
+
+run:
+	@scripts/install-tools.sh build
+	@$(BUILD)
+	@$(BIN)/carillon dev --demo
+
+test:
+	@scripts/install-tools.sh test
+	@$(BUILD)
+	@scripts/test.sh
+
+bench:
+	@scripts/install-tools.sh build
+	@$(BUILD)
+	@scripts/bench.sh
+
+lint:
+	@scripts/install-tools.sh build
+	@scripts/install-tools.sh lint
+	@scripts/lint.sh
+
+clean:
+	cargo clean
+	rm -rf $(CARILLON_CACHE)/venv $(CARILLON_CACHE)/bin $(HOME)/.local/share/carillon/dev

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Installs what building and testing need and the machine lacks. Does nothing when all of
+# it is there. Usage: install-tools.sh build|lint|test
+set -euo pipefail
+
+CARGO_DENY_VERSION=0.20.2
+cache=${CARILLON_CACHE:-$HOME/.cache/carillon}
+what=${1:?usage: install-tools.sh build|lint|test}
+
+packages=()
+# bindgen, for RocksDB, loads libclang and needs clang's own headers.
+if ! ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 || ! ls -d /usr/lib/clang/*/include /usr/lib/llvm-*/lib/clang/*/include >/dev/null 2>&1; then
+    packages+=(libclang-dev)
+fi
+if [ "$what" = test ] && ! python3 -c 'import venv, ensurepip' >/dev/null 2>&1; then
+    packages+=(python3 python3-venv)
+fi
+if [ ${#packages[@]} -gt 0 ]; then
+    echo "installs: ${packages[*]}"
+    run=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || {
+            echo "error: ${packages[*]} must be installed, and neither root nor sudo is available" >&2
+            echo "  do:  as root: apt-get install ${packages[*]}" >&2
+            exit 1
+        }
+        run=(sudo)
+    fi
+    command -v apt-get >/dev/null || {
+        echo "error: this machine has no apt-get; install the equivalents of ${packages[*]} by hand" >&2
+        exit 1
+    }
+    "${run[@]}" apt-get update -qq
+    "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+if [ "$what" = lint ]; then
+    have=$("$cache/bin/cargo-deny" --version 2>/dev/null | awk '{print $2}' || true)
+    if [ "$have" != "$CARGO_DENY_VERSION" ]; then
+        echo "installs: cargo-deny $CARGO_DENY_VERSION (compiles for some minutes, once)"
+        # Without optimisation: it runs for seconds, but compiles for minutes.
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+            CARGO_TARGET_DIR="$cache/cargo-deny" \
+            cargo install cargo-deny --version "$CARGO_DENY_VERSION" --locked --quiet --force --root "$cache"
+        rm -rf "$cache/cargo-deny"
+    fi
+fi
