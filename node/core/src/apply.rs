@@ -200,6 +200,7 @@ pub fn apply<V: View>(view: &mut V, context: &mut Context<'_>, command: Command)
             device,
             inbox_seq,
         } => inbox::ack_cursor(view, context, &user, &device, inbox_seq),
+        Command::Probe { .. } => Effects::reply(Reply::Done),
         Command::Checksum { nonce } => Effects {
             reply: Reply::Done,
             event: Some(Event::ChecksumRequested { nonce }),

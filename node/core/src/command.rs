@@ -31,6 +31,7 @@ mod tag {
     pub const MARK_READ: u8 = 7;
     pub const ACK_CURSOR: u8 = 8;
     pub const CHECKSUM: u8 = 9;
+    pub const PROBE: u8 = 10;
 }
 
 /// One change of a shard's state.
@@ -126,6 +127,11 @@ pub enum Command {
         /// Names the answer.
         nonce: u64,
     },
+    /// Changes nothing: measures what replication costs by itself.
+    Probe {
+        /// Makes it as large as it should be.
+        filler: Bytes,
+    },
 }
 
 impl Command {
@@ -139,7 +145,9 @@ impl Command {
             | Command::RemoveMembers { conversation, .. } => Some(conversation.slot()),
             Command::Deliver { users, .. } => users.first().map(UserId::slot),
             Command::MarkRead { user, .. } | Command::AckCursor { user, .. } => Some(user.slot()),
-            Command::AdvanceOutbox { .. } | Command::Checksum { .. } => None,
+            Command::AdvanceOutbox { .. } | Command::Checksum { .. } | Command::Probe { .. } => {
+                None
+            }
         }
     }
 
@@ -219,6 +227,10 @@ impl Command {
             Command::Checksum { nonce } => {
                 out.put_u8(tag::CHECKSUM);
                 put_varint(out, *nonce);
+            }
+            Command::Probe { filler } => {
+                out.put_u8(tag::PROBE);
+                put_bytes(out, filler);
             }
         }
     }
@@ -406,6 +418,9 @@ fn read_command(reader: &mut Reader<'_>) -> Result<Command, Corrupt> {
         },
         tag::CHECKSUM => Command::Checksum {
             nonce: reader.varint()?,
+        },
+        tag::PROBE => Command::Probe {
+            filler: reader.bytes()?,
         },
         _ => return Err(reader.corrupt("the command is unknown")),
     })

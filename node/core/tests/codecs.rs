@@ -141,6 +141,9 @@ fn any_command() -> impl Strategy<Value = Command> {
             }
         }),
         any::<u64>().prop_map(|nonce| Command::Checksum { nonce }),
+        proptest::collection::vec(any::<u8>(), 0..300).prop_map(|filler| Command::Probe {
+            filler: filler.into()
+        }),
     ]
 }
 

@@ -10,9 +10,9 @@ use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
     ChecksumShardRequest, ChecksumShardResponse, GetClusterRequest, GetClusterResponse,
-    ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse, NodeStatus,
-    ReplicaStatus, ShardStatus, TransferLeaderRequest, TransferLeaderResponse,
-    TriggerSnapshotRequest, TriggerSnapshotResponse,
+    ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
+    MeasureAppendRequest, MeasureAppendResponse, NodeStatus, ReplicaStatus, ShardStatus,
+    TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{
@@ -27,6 +27,7 @@ use crate::gateway::errors::Failure;
 use crate::meta::META_SHARD;
 use crate::node::Node;
 use crate::peer::{endpoint, peer_client};
+use crate::shard::probe::{Probe, summarize};
 
 /// A node that does not tell its status within this is shown as down.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +35,10 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long it is waited until the new leader leads, after it was asked to.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bounds of one measurement of the bare append.
+const MEASURE_MS_MAX: u32 = 60_000;
+const MEASURE_BYTES_MAX: u32 = 65_536;
+const MEASURE_IN_FLIGHT_MAX: u32 = 65_536;
 const LEADER_POLL: Duration = Duration::from_millis(20);
 
 fn status_with_reason<const N: usize>(
@@ -53,6 +58,7 @@ fn status_with_reason<const N: usize>(
 pub struct AdminService {
     node: Arc<Node>,
     clients: Mutex<HashMap<NodeId, (String, PeerClient<Channel>)>>,
+    measuring: tokio::sync::Semaphore,
 }
 
 impl AdminService {
@@ -61,6 +67,7 @@ impl AdminService {
         Self {
             node,
             clients: Mutex::new(HashMap::new()),
+            measuring: tokio::sync::Semaphore::new(1),
         }
     }
 
@@ -419,6 +426,57 @@ impl Admin for AdminService {
         let answer = self.client(node)?.flush(FlushRequest { shard_id }).await?;
         Ok(Response::new(TriggerSnapshotResponse {
             flushed_index: answer.into_inner().flushed_index,
+        }))
+    }
+
+    async fn measure_append(
+        &self,
+        request: Request<MeasureAppendRequest>,
+    ) -> Result<Response<MeasureAppendResponse>, Status> {
+        let MeasureAppendRequest {
+            duration_ms,
+            command_bytes,
+            in_flight,
+        } = request.into_inner();
+        for (limit, max, actual) in [
+            ("duration_ms_max", MEASURE_MS_MAX, duration_ms),
+            ("command_bytes_max", MEASURE_BYTES_MAX, command_bytes),
+            ("in_flight_max", MEASURE_IN_FLIGHT_MAX, in_flight),
+        ] {
+            if actual > max {
+                let failure = Failure::argument_limit(limit, max.into(), actual.into());
+                return Err(failure.into_status());
+            }
+        }
+        let _one = self
+            .measuring
+            .try_acquire()
+            .map_err(|_| Failure::limit("measurements_max", 1, 2).into_status())?;
+        let or = |value, default| if value == 0 { default } else { value };
+        let duration = Duration::from_millis(or(duration_ms, 5_000).into());
+        let led: Vec<_> = self
+            .node
+            .cluster()
+            .replicas()
+            .into_iter()
+            .filter(|replica| replica.shard() != META_SHARD && replica.leads())
+            .collect();
+        let each = (u64::from(or(in_flight, 320)) / led.len().max(1) as u64).max(1);
+        let bytes = or(command_bytes, 200) as usize;
+        let shards = led.len() as u32;
+        let started = std::time::Instant::now();
+        let runs = led
+            .into_iter()
+            .map(|replica| Probe::run(replica, duration, bytes, each));
+        let results = join_all(runs).await;
+        let measured = summarize(started.elapsed(), results);
+        Ok(Response::new(MeasureAppendResponse {
+            acknowledged: measured.acknowledged,
+            elapsed_us: measured.elapsed.as_micros() as u64,
+            p50_us: measured.p50.as_micros() as u64,
+            p99_us: measured.p99.as_micros() as u64,
+            max_us: measured.max.as_micros() as u64,
+            shards,
         }))
     }
 }

@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::peer::frames;
-use crate::router::{Payload, Settled};
+use crate::router::{Payload, Undone};
 use crate::shard::Replica;
 use crate::shard::queue::Origin;
 
@@ -157,15 +157,15 @@ impl Cluster {
         route: Route,
         sequence: u64,
         payload: &Payload,
-    ) -> Result<(), Settled> {
+    ) -> Result<(), Undone> {
         if route.node == self.me {
             let Some(replica) = self.replica(shard) else {
-                return Err(Settled::Retry(None));
+                return Err(Undone::Retry(None));
             };
             return replica.take(route.term, payload, Origin::Lane { sequence });
         }
         let Some(link) = self.relay(route.node) else {
-            return Err(Settled::Retry(None));
+            return Err(Undone::Retry(None));
         };
         let (kind, body) = match payload {
             Payload::Command(body) => (frames::COMMAND, body),
@@ -179,7 +179,7 @@ impl Cluster {
         if sent {
             Ok(())
         } else {
-            Err(Settled::Retry(None))
+            Err(Undone::Retry(None))
         }
     }
 }

@@ -72,16 +72,17 @@ pub struct Observed {
     pub memtable_bytes: u64,
 }
 
+type Read = fn(&Observed) -> u64;
+
 /// The gauges for [`Observed`] and the registry of everything.
 pub struct MetricsPage {
     registry: Registry,
-    gauges: Vec<(Gauge<u64, AtomicU64>, fn(&Observed) -> u64)>,
+    gauges: Vec<(Gauge<u64, AtomicU64>, Read)>,
 }
 
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        type Read = fn(&Observed) -> u64;
         let described: [(&str, &str, Option<Unit>, Read); 11] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {

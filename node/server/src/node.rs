@@ -670,7 +670,6 @@ fn limits(config: &Config) -> Limits {
         session_queue_bytes_max: config.clients.session_queue_bytes_max,
         op_timeout: config.clients.call_timeout,
         sessions_max: config.clients.sessions_max,
-        ..Limits::default()
     }
 }
 

@@ -94,12 +94,10 @@ pub enum Response {
     Delivered,
 }
 
-/// How an operation in flight ended.
+/// Why an operation came back without an answer.
 #[derive(Debug)]
-pub enum Settled {
-    /// With an answer.
-    Done(Response),
-    /// Undone or unknown; the node may have said who leads.
+pub enum Undone {
+    /// Not taken, or its outcome is unknown; the node may have said who leads.
     Retry(Option<Route>),
     /// Refused by a limit of the leader's.
     Overloaded {
@@ -111,6 +109,9 @@ pub enum Settled {
     /// The leader could not understand it.
     Failed(String),
 }
+
+/// How an operation in flight ended.
+pub type Settled = Result<Response, Undone>;
 
 enum Sink {
     Command {
@@ -335,13 +336,13 @@ impl Router {
                     state.unsettled += 1;
                     state.sent_to = Some(route);
                 }
-                Err(Settled::Overloaded { limit, max }) if operation.deadline.is_some() => {
+                Err(Undone::Overloaded { limit, max }) if operation.deadline.is_some() => {
                     completed.push((operation.sink, Err(OpError::Overloaded { limit, max })));
                 }
-                Err(settled) => {
+                Err(undone) => {
                     state.waiting.push_front(operation);
                     state.route = None;
-                    if let Settled::Retry(hint) = settled {
+                    if let Undone::Retry(hint) = undone {
                         state.hint = hint;
                     }
                     state.probe_after = Some(Instant::now() + PROBE_INTERVAL);
@@ -512,19 +513,19 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
     let Some(operation) = slot.take() else { return };
     state.unsettled -= 1;
     match settled {
-        Settled::Done(response) => completed.push((operation.sink, Ok(response))),
-        Settled::Overloaded { limit, max } if operation.deadline.is_some() => {
+        Ok(response) => completed.push((operation.sink, Ok(response))),
+        Err(Undone::Overloaded { limit, max }) if operation.deadline.is_some() => {
             completed.push((operation.sink, Err(OpError::Overloaded { limit, max })));
         }
-        Settled::Failed(problem) => {
+        Err(Undone::Failed(problem)) => {
             completed.push((operation.sink, Err(OpError::Internal(problem))))
         }
-        Settled::Overloaded { .. } => {
+        Err(Undone::Overloaded { .. }) => {
             state.undone.push((sequence, operation));
             state.route = None;
             state.probe_after = Some(Instant::now() + PROBE_INTERVAL);
         }
-        Settled::Retry(hint) => {
+        Err(Undone::Retry(hint)) => {
             state.undone.push((sequence, operation));
             if state.route.take().is_some() {
                 state.probe_after = hint.is_none().then(|| Instant::now() + PROBE_INTERVAL);

@@ -292,13 +292,15 @@ async fn the_server_keeps_a_cursor_for_each_device() -> Result<()> {
     let (alice, bob, direct) = cast.pair();
     cast.say_many(&bob, &direct, 5).await?;
     cast.inbox(&alice, 5).await?;
-    let (phone, welcome) = cast.open(1, &alice, "phone").await?;
+    let (mut phone, welcome) = cast.open(1, &alice, "phone").await?;
     assert_eq!((welcome.inbox_cursor, welcome.inbox_head), (0, 5));
     for inbox_seq in [3, 2] {
         phone
             .push(client_frame::Frame::CursorAck(v1::CursorAck { inbox_seq }))
             .await?;
     }
+    // Its echo shows that the acknowledgements before it were read.
+    phone.heartbeat(1).await?;
     drop(phone);
     let deadline = Instant::now() + STORED_LIMIT;
     loop {

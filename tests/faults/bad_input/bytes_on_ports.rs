@@ -87,7 +87,8 @@ async fn a_connection_that_says_nothing_is_closed() -> Result<()> {
     let (cluster, _alone) = cluster().await?;
     let address = &cluster.node(1).addresses().client;
     let mut stream = TcpStream::connect(address).await?;
-    let closed = timeout(HELLO_TIMEOUT + CLOSE_LIMIT, stream.read_u8()).await?;
-    assert!(closed.is_err(), "the server spoke first");
-    Ok(())
+    // The server's own SETTINGS may come before its end.
+    let mut said = Vec::new();
+    let closed = timeout(HELLO_TIMEOUT + CLOSE_LIMIT, stream.read_to_end(&mut said)).await;
+    closed.context("a silent connection stays open").map(drop)
 }

@@ -20,7 +20,7 @@ const WITHOUT_HELLO: usize = 5_000;
 /// Connections that are opened at the same time.
 const OPENING_MAX: usize = 200;
 /// How much memory a node may need for all of them together.
-const GROWTH_BYTES_MAX: u64 = 512 << 20;
+const GROWTH_BYTES_MAX: u64 = 384 << 20;
 /// How long a good client may wait for its answer in the middle of it.
 const GOOD_CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// How much later than the hello timeout a connection may be closed.
@@ -34,6 +34,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const END_STREAM: u8 = 1;
 const HEADERS: u8 = 1;
 const DATA: u8 = 0;
+const RST_STREAM: u8 = 3;
 
 /// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -79,24 +80,21 @@ fn opening(address: &str) -> Vec<u8> {
 }
 
 /// Reads until the connection is closed or stream 1 is ended by the server.
-async fn until_ended(stream: &mut TcpStream) -> Result<()> {
+async fn until_ended(stream: &mut TcpStream) {
     loop {
         let mut head = [0; 9];
         if stream.read_exact(&mut head).await.is_err() {
-            return Ok(());
+            return;
         }
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let mut payload = vec![0; length];
         if stream.read_exact(&mut payload).await.is_err() {
-            return Ok(());
+            return;
         }
         let of_stream = head[8] == 1;
-        if of_stream && (head[3] == DATA || head[3] == HEADERS) && head[4] & END_STREAM != 0 {
-            return Ok(());
-        }
-        const RST_STREAM: u8 = 3;
-        if of_stream && head[3] == RST_STREAM {
-            return Ok(());
+        let may_end = head[3] == DATA || head[3] == HEADERS;
+        if of_stream && (head[3] == RST_STREAM || may_end && head[4] & END_STREAM != 0) {
+            return;
         }
     }
 }
@@ -170,21 +168,23 @@ async fn ten_thousand_connections_without_hello() -> Result<()> {
     for (speaks, mut stream) in connections {
         ending.spawn(async move {
             let ended = tokio::time::timeout_at(deadline, until_ended(&mut stream)).await;
-            ended.with_context(|| format!("still open (speaks: {speaks})"))?
+            (speaks, ended.is_ok())
         });
     }
-    let mut kept = 0;
-    let mut first = None;
+    let (mut unaware, mut kept) = (0, 0);
     while let Some(ended) = ending.join_next().await {
-        if let Err(error) = ended? {
-            kept += 1;
-            first.get_or_insert(error);
-        }
+        let (speaks, ended) = ended?;
+        unaware += usize::from(!ended && !speaks);
+        kept += usize::from(!ended && speaks);
     }
-    println!("all ended after {:?}", started.elapsed());
-    if let Some(error) = first {
-        return Err(error.context(format!("{kept} connections were not ended by the server")));
-    }
+    println!(
+        "ended after {:?}, {unaware} silent ones do not know",
+        started.elapsed()
+    );
+    ensure!(kept == 0, "{kept} streams without a hello were not ended");
+    // A connection that overflowed the kernel's accept queue exists only on the side of a
+    // client that says nothing; so for the silent ones the node's own files count.
+    files_are_given_back(cluster, files).await?;
     let grown = node
         .process()?
         .resident_bytes()?
@@ -194,7 +194,6 @@ async fn ten_thousand_connections_without_hello() -> Result<()> {
         grown <= GROWTH_BYTES_MAX,
         "node 1 grew by {grown} bytes, allowed are {GROWTH_BYTES_MAX}"
     );
-    files_are_given_back(cluster, files).await?;
     assert_well(cluster).await
 }
 

@@ -9,9 +9,10 @@ use carillon_tests::rpc;
 use carillon_tests::session::Session;
 use tokio::sync::{Mutex, MutexGuard};
 
-/// A connection that says nothing is closed after this.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(4);
-const CONFIG: &str = "\n[clients]\nhello_timeout = \"4s\"\n";
+/// A connection that says nothing is closed after this: long enough to have 10,000 of them
+/// at the same time.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(12);
+const CONFIG: &str = "\n[clients]\nhello_timeout = \"12s\"\n";
 /// Files that this process and each node may open: 10,000 connections and some more.
 pub const OPEN_FILES: u64 = 16_384;
 

@@ -237,11 +237,16 @@ fn shard_table(shards: &[proto::ShardStatus]) -> comfy_table::Table {
         let leader = shard.replicas.iter().find(|r| r.role() == Role::Leader);
         let seen = leader.or_else(|| shard.replicas.iter().max_by_key(|r| r.applied_index));
         let applied = seen.map_or(0, |r| r.applied_index);
-        let behind = shard.replicas.iter().map(|r| r.applied_index).min();
+        let known = |r: &&proto::ReplicaStatus| r.role() != Role::Unknown;
+        let behind = shard.replicas.iter().filter(known);
+        let behind = behind.map(|r| r.applied_index).min();
         let nodes: Vec<String> = shard
             .replicas
             .iter()
-            .map(|r| r.node_id.to_string())
+            .map(|r| match r.role() {
+                Role::Unknown => format!("{}(down)", r.node_id),
+                _ => r.node_id.to_string(),
+            })
             .collect();
         table.add_row([
             shard_name(shard.shard_id),

@@ -11,7 +11,7 @@ use carillon_core::reply::Reply;
 use carillon_raft::{FrameKind, Link};
 
 use crate::cluster::Route;
-use crate::router::{Response, Settled};
+use crate::router::{Response, Settled, Undone};
 
 /// An encoded core command.
 pub const COMMAND: FrameKind = FrameKind(FrameKind::USER_FIRST);
@@ -52,27 +52,27 @@ pub fn send_settled(link: &Link, shard: ShardId, correlation: u64, settled: &Set
 
 fn write_settled(buffer: &mut BytesMut, settled: &Settled) {
     match settled {
-        Settled::Done(Response::Reply(reply)) => {
+        Ok(Response::Reply(reply)) => {
             buffer.put_u8(STATUS_REPLY);
             reply.encode(buffer);
         }
-        Settled::Done(Response::Answer(answer)) => {
+        Ok(Response::Answer(answer)) => {
             buffer.put_u8(STATUS_ANSWER);
             buffer.put_slice(answer);
         }
-        Settled::Done(Response::Delivered) => buffer.put_u8(STATUS_DELIVERED),
-        Settled::Retry(hint) => {
+        Ok(Response::Delivered) => buffer.put_u8(STATUS_DELIVERED),
+        Err(Undone::Retry(hint)) => {
             buffer.put_u8(STATUS_RETRY);
             buffer.put_u64_le(hint.map_or(0, |route| route.node.0));
             buffer.put_u64_le(hint.map_or(0, |route| route.term));
         }
-        Settled::Overloaded { limit, max } => {
+        Err(Undone::Overloaded { limit, max }) => {
             buffer.put_u8(STATUS_OVERLOADED);
             let index = LIMITS.iter().position(|name| name == limit).unwrap_or(0);
             buffer.put_u8(index as u8);
             buffer.put_u64_le(*max);
         }
-        Settled::Failed(problem) => {
+        Err(Undone::Failed(problem)) => {
             buffer.put_u8(STATUS_FAILED);
             buffer.put_slice(problem.as_bytes());
         }
@@ -85,24 +85,24 @@ pub fn read_settled(mut body: Bytes) -> Option<Settled> {
         return None;
     }
     Some(match body.get_u8() {
-        STATUS_REPLY => Settled::Done(Response::Reply(Reply::decode(&body).ok()?)),
-        STATUS_ANSWER => Settled::Done(Response::Answer(body)),
-        STATUS_DELIVERED => Settled::Done(Response::Delivered),
+        STATUS_REPLY => Ok(Response::Reply(Reply::decode(&body).ok()?)),
+        STATUS_ANSWER => Ok(Response::Answer(body)),
+        STATUS_DELIVERED => Ok(Response::Delivered),
         STATUS_RETRY if body.len() == 16 => {
             let (node, term) = (body.get_u64_le(), body.get_u64_le());
-            Settled::Retry((node != 0).then_some(Route {
+            Err(Undone::Retry((node != 0).then_some(Route {
                 node: NodeId(node),
                 term,
-            }))
+            })))
         }
         STATUS_OVERLOADED if body.len() == 9 => {
             let limit = LIMITS.get(usize::from(body.get_u8())).copied()?;
-            Settled::Overloaded {
+            Err(Undone::Overloaded {
                 limit,
                 max: body.get_u64_le(),
-            }
+            })
         }
-        STATUS_FAILED => Settled::Failed(String::from_utf8_lossy(&body).into_owned()),
+        STATUS_FAILED => Err(Undone::Failed(String::from_utf8_lossy(&body).into_owned())),
         _ => return None,
     })
 }
@@ -168,19 +168,19 @@ mod tests {
     #[test]
     fn answers_round_trip() {
         for settled in [
-            Settled::Done(Response::Reply(Reply::Done)),
-            Settled::Done(Response::Answer(Bytes::from_static(b"answer"))),
-            Settled::Done(Response::Delivered),
-            Settled::Retry(None),
-            Settled::Retry(Some(Route {
+            Ok(Response::Reply(Reply::Done)),
+            Ok(Response::Answer(Bytes::from_static(b"answer"))),
+            Ok(Response::Delivered),
+            Err(Undone::Retry(None)),
+            Err(Undone::Retry(Some(Route {
                 node: NodeId(2),
                 term: 7,
-            })),
-            Settled::Overloaded {
+            }))),
+            Err(Undone::Overloaded {
                 limit: LIMITS[0],
                 max: 5,
-            },
-            Settled::Failed("why".to_owned()),
+            }),
+            Err(Undone::Failed("why".to_owned())),
         ] {
             let mut buffer = BytesMut::new();
             write_settled(&mut buffer, &settled);

@@ -23,7 +23,7 @@ use tonic::{Request, Status};
 use crate::cluster::{Cluster, split_term};
 use crate::gateway::Gateway;
 use crate::identity::Identity;
-use crate::router::{Payload, Router, Settled};
+use crate::router::{Payload, Router, Undone};
 use crate::shard::queue::Origin;
 use frames::{PushTargets, read_push, read_settled, send_settled};
 
@@ -272,10 +272,10 @@ impl Peers {
                 };
                 replica.take(term, &make(body), origin)
             }
-            None => Err(Settled::Retry(None)),
+            None => Err(Undone::Retry(None)),
         };
-        if let Err(settled) = taken {
-            send_settled(link, frame.shard, correlation, &settled);
+        if let Err(undone) = taken {
+            send_settled(link, frame.shard, correlation, &Err(undone));
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod beat;
 pub mod checksums;
 pub mod machine;
+pub mod probe;
 pub mod queue;
 pub mod subscribers;
 
@@ -40,7 +41,7 @@ use crate::fanout::{DeliverBatch, Fanout};
 use crate::gateway::Gateway;
 use crate::metrics::NodeMetrics;
 use crate::peer::frames;
-use crate::router::{Payload, Response, Router, Settled};
+use crate::router::{Payload, Response, Router, Undone};
 
 /// Conversations of the outbox that are read at a time.
 const OUTBOX_PAGE: usize = 1_000;
@@ -139,7 +140,7 @@ impl Replica {
 
     /// True while this replica leads and has applied what was committed before.
     pub fn leads(&self) -> bool {
-        self.queue.lock().leading().ready
+        self.queue.lock().is_ready()
     }
 
     /// Follows the group's leadership until it ends.
@@ -147,7 +148,7 @@ impl Replica {
         let mut leadership = self.group.leadership();
         let mut routed = None;
         loop {
-            let now: Leadership = leadership.borrow_and_update().clone();
+            let now: Leadership = *leadership.borrow_and_update();
             self.on_leadership(&now);
             let route = now.leader.map(|member| Route {
                 node: member.node,
@@ -194,10 +195,10 @@ impl Replica {
     }
 
     /// Takes an operation that is meant for `term`. An error means that it was not taken.
-    pub fn take(&self, term: u64, payload: &Payload, origin: Origin) -> Result<(), Settled> {
+    pub fn take(&self, term: u64, payload: &Payload, origin: Origin) -> Result<(), Undone> {
         let not_taken = |problem| match problem {
-            NotTaken::NotLeader => Settled::Retry(self.leader().filter(|route| route.term >= term)),
-            NotTaken::Full => Settled::Overloaded {
+            NotTaken::NotLeader => Undone::Retry(self.leader().filter(|route| route.term >= term)),
+            NotTaken::Full => Undone::Overloaded {
                 limit: "proposals_waiting_max",
                 max: self.config.proposals_waiting_max as u64,
             },
@@ -216,7 +217,7 @@ impl Replica {
             }
             Payload::Deliver(bytes) => {
                 let Some(items) = read_batch(bytes.clone()) else {
-                    return Err(Settled::Failed(
+                    return Err(Undone::Failed(
                         "a batch of deliveries is damaged".to_owned(),
                     ));
                 };
@@ -251,7 +252,7 @@ impl Replica {
                     return Err(not_taken(NotTaken::NotLeader));
                 }
                 let Some(me) = self.me.upgrade() else {
-                    return Err(Settled::Retry(None));
+                    return Err(Undone::Retry(None));
                 };
                 tokio::spawn(me.answer_query(query.clone(), origin));
             }
@@ -262,19 +263,21 @@ impl Replica {
     /// Takes a command of this node's own work, answered to nobody; dropped when this
     /// replica does not lead.
     pub fn take_own(&self, command: Bytes) {
-        let proposal = Proposal {
+        // What it would change is found and done again by the next leader.
+        let _ = self.offer(Proposal {
             command,
             origin: Origin::Nobody,
             term: 0,
-        };
-        if self
-            .queue
+        });
+    }
+
+    /// Takes a proposal, or gives it back.
+    pub fn offer(&self, proposal: Proposal) -> Result<(), (Proposal, NotTaken)> {
+        self.queue
             .lock()
-            .push(proposal, self.config.proposals_waiting_max)
-            .is_ok()
-        {
-            self.arm();
-        }
+            .push(proposal, self.config.proposals_waiting_max)?;
+        self.arm();
+        Ok(())
     }
 
     fn arm(&self) {
@@ -329,7 +332,7 @@ impl Replica {
         for (origin, effect) in origins.into_iter().zip(effects) {
             match origin {
                 Origin::Lane { sequence } => {
-                    settled.push((sequence, Settled::Done(Response::Reply(effect.reply))));
+                    settled.push((sequence, Ok(Response::Reply(effect.reply))));
                 }
                 Origin::Relay { link, correlation } => {
                     let sent = link.send(frames::ANSWER, self.shard, correlation, |buffer| {
@@ -345,6 +348,7 @@ impl Replica {
                     }
                     batch.item_ended(true);
                 }
+                Origin::Probe { probe, proposed } => probe.acknowledged(self, proposed),
                 Origin::Nobody => {}
             }
         }
@@ -362,12 +366,13 @@ impl Replica {
                 Origin::Lane { sequence } => {
                     self.services
                         .router
-                        .settle(self.shard, sequence, Settled::Retry(hint));
+                        .settle(self.shard, sequence, Err(Undone::Retry(hint)));
                 }
                 Origin::Relay { link, correlation } => {
-                    frames::send_settled(&link, self.shard, correlation, &Settled::Retry(hint));
+                    frames::send_settled(&link, self.shard, correlation, &Err(Undone::Retry(hint)));
                 }
                 Origin::Deliver { batch, .. } => batch.item_ended(false),
+                Origin::Probe { probe, .. } => probe.undone(),
                 Origin::Nobody => {}
             }
         }
@@ -377,16 +382,16 @@ impl Replica {
         let (shard, router) = (self.shard, self.services.router.clone());
         let answer = move |applied| {
             let settled = if applied {
-                Settled::Done(Response::Delivered)
+                Ok(Response::Delivered)
             } else {
-                Settled::Retry(None)
+                Err(Undone::Retry(None))
             };
             match &origin {
                 Origin::Lane { sequence } => router.settle(shard, *sequence, settled),
                 Origin::Relay { link, correlation } => {
                     frames::send_settled(link, shard, *correlation, &settled);
                 }
-                Origin::Deliver { .. } | Origin::Nobody => {}
+                Origin::Deliver { .. } | Origin::Probe { .. } | Origin::Nobody => {}
             }
         };
         DeliverBatch::new(items, Box::new(answer))
@@ -409,7 +414,7 @@ impl Replica {
         for (node, list) in nodes {
             let targets = list.iter().map(|delivery| {
                 (
-                    delivery.user.as_bytes().as_ref(),
+                    delivery.user.as_bytes(),
                     delivery.inbox_seq.0,
                     delivery.unread,
                 )
@@ -423,22 +428,22 @@ impl Replica {
     }
 
     async fn answer_query(self: Arc<Self>, query: Bytes, origin: Origin) {
-        let settled = match self.execute_query(query).await {
-            Ok(answer) => Settled::Done(Response::Answer(answer.encode_to_vec().into())),
-            Err(settled) => settled,
-        };
+        let settled = self
+            .execute_query(query)
+            .await
+            .map(|answer| Response::Answer(answer.encode_to_vec().into()));
         match origin {
             Origin::Lane { sequence } => self.services.router.settle(self.shard, sequence, settled),
             Origin::Relay { link, correlation } => {
                 frames::send_settled(&link, self.shard, correlation, &settled);
             }
-            Origin::Deliver { .. } | Origin::Nobody => {}
+            Origin::Deliver { .. } | Origin::Probe { .. } | Origin::Nobody => {}
         }
     }
 
-    async fn execute_query(&self, query: Bytes) -> Result<internal::Answer, Settled> {
+    async fn execute_query(&self, query: Bytes) -> Result<internal::Answer, Undone> {
         let query = internal::Query::decode(query)
-            .map_err(|error| Settled::Failed(format!("a query is damaged: {error}")))?;
+            .map_err(|error| Undone::Failed(format!("a query is damaged: {error}")))?;
         if let Some(internal::query::Kind::Subscribe(subscribe)) = &query.kind {
             // Before the read: what is delivered after it is pushed.
             let node = NodeId(subscribe.node_id);
@@ -452,12 +457,12 @@ impl Replica {
         }
         match tokio::time::timeout(READ_INDEX_TIMEOUT, self.group.read_index()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return Err(Settled::Retry(None)),
+            Ok(Err(_)) | Err(_) => return Err(Undone::Retry(None)),
         }
         let reader = self.reader.clone();
         tokio::task::spawn_blocking(move || crate::query::execute(&reader, &query))
             .await
-            .map_err(|error| Settled::Failed(format!("a query failed: {error}")))
+            .map_err(|error| Undone::Failed(format!("a query failed: {error}")))
     }
 
     /// A node went away: its sessions are gone, or it tells of them again.

@@ -9,10 +9,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use carillon_raft::Link;
 
+use super::probe::Probe;
 use crate::fanout::DeliverBatch;
 
 /// Who gets the answer to a command.
@@ -35,6 +37,13 @@ pub enum Origin {
         batch: Arc<DeliverBatch>,
         /// The encoded `v1.Message`, for those who are online.
         message: Bytes,
+    },
+    /// A measurement.
+    Probe {
+        /// Which.
+        probe: Arc<Probe>,
+        /// When it was proposed.
+        proposed: Instant,
     },
     /// Nobody.
     Nobody,
@@ -133,8 +142,14 @@ impl Queue {
         self.leading
     }
 
+    /// Whether this replica leads and has applied everything committed before.
+    pub fn is_ready(&self) -> bool {
+        self.leading.ready
+    }
+
     /// Commands that wait.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.waiting.len()
     }
 
@@ -260,7 +275,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.lead(leading(1, true));
         assert!(queue.push(proposal(1, 1), 1).is_ok());
-        let (_, problem) = queue.push(proposal(1, 1), 1).err().expect("full");
+        let (_, problem) = queue.push(proposal(1, 1), 1).expect_err("full");
         assert_eq!(problem, NotTaken::Full);
     }
 }

@@ -353,16 +353,16 @@ impl Talk {
             .start_send(&here, id.clone(), text(said.clone()))
             .await
             .context("not sent")?;
-        self.screen
-            .take_back(self.prompt().chars().count(), line.trim_end());
-        let echo = v1::Message {
-            conversation_id: here,
-            sender_id: self.client.user().to_owned(),
-            sent_at_ms: now_ms(),
-            content: Some(text(said)),
-            ..Default::default()
-        };
-        self.screen.show(&self.view.message(&echo))?;
+        if self.screen.take_back(&self.prompt(), line.trim_end()) {
+            let echo = v1::Message {
+                conversation_id: here,
+                sender_id: self.client.user().to_owned(),
+                sent_at_ms: now_ms(),
+                content: Some(text(said)),
+                ..Default::default()
+            };
+            self.screen.show(&self.view.message(&echo))?;
+        }
         self.said_here.insert(id.as_str().to_owned());
         self.waiting.insert(id.clone(), (Instant::now(), false));
         self.sends
@@ -416,11 +416,12 @@ impl Talk {
         match event {
             Event::Message(entry) => self.arrived(entry)?,
             Event::Connected { endpoint, .. } => {
-                // The first one is what everybody expects.
-                if self.live {
-                    let text = format!("✓ connected to {endpoint}");
-                    self.screen.show(&self.view.good(&text))?;
-                }
+                let text = if self.live {
+                    self.view.good(&format!("✓ connected to {endpoint}"))
+                } else {
+                    self.view.notice(&format!("connected to {endpoint}"))
+                };
+                self.screen.show(&text)?;
                 self.connected = true;
             }
             Event::CaughtUp => self.live = true,

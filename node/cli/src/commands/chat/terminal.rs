@@ -153,20 +153,45 @@ impl Screen {
     }
 
     /// Takes the line that was just typed off the terminal, so that it can be shown as the
-    /// others are. Does nothing when it may have filled more than one row.
-    pub fn take_back(&mut self, prompt_width: usize, line: &str) {
+    /// others are. False when it stays: it may fill other rows than it seems.
+    pub fn take_back(&mut self, prompt: &str, line: &str) -> bool {
         if !self.interactive {
-            return;
+            return true;
         }
         let columns = comfy_table::Table::new().width().map_or(0, usize::from);
-        // Wide characters take two columns; this counts each as two, to be sure.
-        let wide = line.chars().filter(|c| !c.is_ascii()).count();
-        if prompt_width + line.chars().count() + wide < columns {
-            let mut out = io::stdout().lock();
-            // One row up, and clear it. Where that fails the line is only seen twice.
-            let _ = out
-                .write_all(b"\x1b[1A\r\x1b[2K")
-                .and_then(|()| out.flush());
-        }
+        let Some(rows) = rows(prompt, line, columns) else {
+            return false;
+        };
+        let mut out = io::stdout().lock();
+        // Up to the first of its rows, and clear from there. Where that fails the line is
+        // only seen twice.
+        let _ = write!(out, "\x1b[{rows}A\r\x1b[0J").and_then(|()| out.flush());
+        true
+    }
+}
+
+/// The rows that a typed line fills; `None` when that is not sure.
+fn rows(prompt: &str, line: &str, columns: usize) -> Option<usize> {
+    let text = || prompt.chars().chain(line.chars());
+    // From here on there are characters of no or double width.
+    if text().any(|c| c.is_control() || c >= '\u{300}') {
+        return None;
+    }
+    let width = text().count();
+    // A row that is just full may or may not begin another one.
+    (columns > 0 && width % columns != 0).then(|| width.div_ceil(columns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_only_when_sure() {
+        assert_eq!(rows("> ", "hello", 80), Some(1));
+        assert_eq!(rows("> ", &"ä".repeat(79), 80), Some(2));
+        assert_eq!(rows("> ", &"a".repeat(78), 80), None);
+        assert_eq!(rows("> ", "漢字", 80), None);
+        assert_eq!(rows("> ", "hello", 0), None);
     }
 }

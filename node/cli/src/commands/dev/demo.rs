@@ -8,7 +8,8 @@ use serde_json::json;
 use crate::arguments::Output;
 use crate::output::{self, Paint};
 
-const GROUP: &str = "welcome";
+/// The group's id.
+pub const GROUP: &str = "welcome";
 
 /// Who says what, to the group or to each other; the last is the message's own id.
 const LINES: [(&str, To, &str, &str); 5] = [

@@ -30,6 +30,8 @@ use progress::Progress;
 const NODES_MAX: i64 = 9;
 /// The most shards, one for each slot range that makes sense on one machine.
 const SHARDS_MAX: i64 = 1024;
+/// The ports that all commands know by themselves begin here.
+const PORT_BASE: u16 = 7400;
 /// How long the nodes have to stop by themselves before they are killed; their own limit
 /// is 30 s.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
@@ -53,7 +55,7 @@ pub struct DevArguments {
     #[arg(long)]
     demo: bool,
     /// Ports: node N takes this + N for clients, + 100 + N for peers, + 200 + N for HTTP.
-    #[arg(long, default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1024..=65000))]
+    #[arg(long, default_value_t = PORT_BASE, value_parser = clap::value_parser!(u16).range(1024..=65000))]
     port_base: u16,
 }
 
@@ -117,30 +119,34 @@ async fn bring_up(
         demo::run(&endpoints, output).await?;
     }
     if output == Output::Table {
-        output::line(&hints(arguments.port_base, &endpoints))?;
+        output::line(&hints(arguments, &endpoints))?;
     }
     Ok(())
 }
 
-fn hints(port_base: u16, endpoints: &[String]) -> String {
+fn hints(arguments: &DevArguments, endpoints: &[String]) -> String {
     let paint = Paint::for_stdout();
+    let mut rows = Vec::new();
     // The commands know the usual ports by themselves.
-    let at = if port_base == 7400 {
-        String::new()
-    } else {
-        format!(" --endpoint {}", endpoints.join(","))
-    };
-    let rows = [
-        (
-            format!("carillon chat --as alice --with bob{at}"),
-            "chat, in a second terminal",
-        ),
-        (
-            format!("carillon chat --as bob --with alice{at}"),
-            "and in a third one",
-        ),
-        (format!("carillon admin status{at}"), "how the cluster is"),
-    ];
+    if arguments.port_base != PORT_BASE || arguments.nodes < 3 {
+        let export = format!("export CARILLON_ENDPOINTS={}", endpoints.join(","));
+        rows.push((export, "in every other terminal, first"));
+    }
+    rows.push((
+        "carillon chat --as alice --with bob".to_owned(),
+        "chat, in a second terminal",
+    ));
+    rows.push((
+        "carillon chat --as bob --with alice".to_owned(),
+        "and in a third one",
+    ));
+    if arguments.demo {
+        rows.push((
+            format!("carillon chat --as bob -c {}", demo::GROUP),
+            "or in the group",
+        ));
+    }
+    rows.push(("carillon admin status".to_owned(), "how the cluster is"));
     let width = rows.iter().map(|(c, _)| c.len()).max().unwrap_or(0);
     let mut text = String::from("\nnext:\n");
     for (command, what) in rows {
@@ -242,7 +248,8 @@ fn report(
     }
     let paint = Paint::for_stdout();
     output::line(&format!(
-        "{} node {} (pid {}) {}; {left} still running\n  its log: tail -n 50 {log}",
+        "{} node {} (pid {}) {}; {left} still running\n  its log: tail -n 50 {log}\n  \
+         start it again: stop the cluster with Ctrl-C and run this command again",
         paint.bad("✗"),
         ended.node_id,
         ended.pid,
