@@ -199,11 +199,11 @@ class Device:
             self._order.append(kind)
             self._changed.notify_all()
 
-    def take(self, kind: str):
+    def take(self, kind: str, seconds: float = WAIT_SECONDS_MAX):
         """The next frame of this kind, in the order they came; waits for it."""
         with self._changed:
             came = self._changed.wait_for(
-                lambda: self._frames[kind] or self._ended, timeout=WAIT_SECONDS_MAX
+                lambda: self._frames[kind] or self._ended, timeout=seconds
             )
             if self._frames[kind]:
                 return self._frames[kind].popleft()

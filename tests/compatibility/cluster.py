@@ -180,7 +180,10 @@ class Cluster:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        if failed is not None:
+            for node in self.nodes:
+                print(f"---- the end of {node.log}\n{node.log_end()}")
         self.close()
 
     def close(self) -> None:

@@ -21,13 +21,23 @@ CHANNEL_OPTIONS = [
 
 
 @pytest.fixture(scope="session")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """Three nodes. No test hurts them."""
     with Cluster(extra=CLIENTS) as running:
         yield running
-        if request.session.testsfailed:
-            for node in running.nodes:
-                print(f"\n---- the end of node {node.node_id}'s log\n{node.log_end()}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """Shows the end of each node's log with a test that failed."""
+    report = yield
+    if report.failed:
+        for value in item.funcargs.values():
+            if isinstance(value, Cluster):
+                report.sections += [
+                    (f"the end of {node.log}", node.log_end()) for node in value.nodes
+                ]
+    return report
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ make_grpcurl() {
     go=$(find_go)
     mkdir -p "$cache/bin"
     work=$(mktemp -d "$cache/grpcurl-build.XXXXXX")
-    if ! env -u GOFLAGS GOFLAGS=-modcacherw CGO_ENABLED=0 GOBIN="$work/bin" GOPATH="$work/path" \
+    if ! env GOFLAGS=-modcacherw CGO_ENABLED=0 GOBIN="$work/bin" GOPATH="$work/path" \
         GOCACHE="$work/cache" "$go" install \
         "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL_VERSION" 2>"$work/log"; then
         cat "$work/log" >&2
@@ -99,6 +99,8 @@ if ! python3 -c 'import venv, ensurepip' >/dev/null 2>&1; then
     python3 -c 'import venv, ensurepip' || fail "python3 cannot make virtual environments" \
         "apt-get install python3-venv"
 fi
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail "$(python3 --version) is too old for what these tests use" "install Python 3.10 or newer"
 
 mkdir -p "$cache"
 # Two runs at a time share the cache, but do not make it at the same time.

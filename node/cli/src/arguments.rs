@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench;
 use crate::commands::{admin, chat, dev, group, messages};
 
 /// Carillon: a self-hosted chat backend.
@@ -71,6 +72,8 @@ pub enum Command {
     /// Look at and operate a cluster.
     #[command(subcommand)]
     Admin(admin::AdminCommand),
+    /// Measure a cluster.
+    Bench(Box<bench::BenchArguments>),
 }
 
 /// Who acts.

@@ -4,6 +4,7 @@
 //! `output`; a failure is explained here, once.
 
 mod arguments;
+mod bench;
 mod commands;
 mod failure;
 mod output;

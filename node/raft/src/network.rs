@@ -141,18 +141,15 @@ impl NetStreamAppend<TypeConfig> for Client {
     where
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
-        let stream = if self.link.is_up() {
-            let stream: BoxStream<'s, _> = Box::pin(AppendStream::new(
-                &self.link,
-                self.shard,
-                self.to.replica.0,
-                input,
-            ));
-            Ok(stream)
-        } else {
-            Err(unreachable(&self.link, "link is down"))
-        };
-        Box::pin(std::future::ready(stream))
+        // Also while the link is down: openraft waits out its back-off inside `input`, so an
+        // error before that is polled would be tried again at once, for ever.
+        let stream: BoxStream<'s, _> = Box::pin(AppendStream::new(
+            &self.link,
+            self.shard,
+            self.to.replica.0,
+            input,
+        ));
+        Box::pin(std::future::ready(Ok(stream)))
     }
 }
 

@@ -160,6 +160,18 @@ impl Default for RaftConfig {
     }
 }
 
+impl RaftConfig {
+    /// The timing of a group.
+    pub fn group_options(&self) -> carillon_raft::GroupOptions {
+        carillon_raft::GroupOptions {
+            heartbeat: self.heartbeat,
+            election_timeout_min: self.election_min,
+            election_timeout_max: self.election_max,
+            ..carillon_raft::GroupOptions::default()
+        }
+    }
+}
+
 /// Sizes of the Raft log.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -250,7 +262,7 @@ impl Default for ClientConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logging {
-    /// A tracing filter, for example `info,carillon_node=debug`. Default: `info,openraft=warn`.
+    /// A tracing filter, for example `info,carillon_node=debug`. Default: `info,openraft=error`.
     pub filter: String,
     /// `text` or `json`. Default: `text`.
     pub format: LogFormat,
@@ -259,7 +271,7 @@ pub struct Logging {
 impl Default for Logging {
     fn default() -> Self {
         Self {
-            filter: "info,openraft=warn".to_owned(),
+            filter: "info,openraft=error".to_owned(),
             format: LogFormat::Text,
         }
     }
@@ -283,7 +295,7 @@ fn default_shutdown_timeout() -> Duration {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It could not be read, or a field is unknown, missing or of the wrong type.
-    #[error("configuration {path}: {source}")]
+    #[error("configuration {path} cannot be used")]
     Read {
         /// The file.
         path: PathBuf,
@@ -401,23 +413,14 @@ impl Config {
                 ),
             );
         }
-        if self.raft.election_min < self.raft.heartbeat * 3 {
-            return invalid(
-                "raft.election_min",
-                "must be at least three times raft.heartbeat".into(),
-            );
-        }
-        if self.raft.election_max <= self.raft.election_min {
-            return invalid(
-                "raft.election_max",
-                "must be more than raft.election_min".into(),
-            );
+        if let Err(error) = self.raft.group_options().validate() {
+            return invalid("raft", error.to_string());
         }
         if self.raft.entries_in_flight_max == 0 {
             return invalid("raft.entries_in_flight_max", "must be at least 1".into());
         }
-        if !(4_096..=16 << 20).contains(&self.raft.entry_bytes_max) {
-            return invalid("raft.entry_bytes_max", "must be 4096 to 16777216".into());
+        if !(4_096..=carillon_raft::ENTRY_BYTES_MAX).contains(&self.raft.entry_bytes_max) {
+            return invalid("raft.entry_bytes_max", format!("must be 4096 to {}", carillon_raft::ENTRY_BYTES_MAX));
         }
         Ok(())
     }
@@ -460,7 +463,8 @@ mod tests {
     #[test]
     fn unknown_fields_are_refused() {
         let error = load(&format!("surprise = 1\n{MINIMAL}")).expect_err("unknown field");
-        assert!(error.to_string().contains("surprise"), "{error}");
+        let reason = std::error::Error::source(&error).map(ToString::to_string);
+        assert!(reason.is_some_and(|reason| reason.contains("surprise")), "{error}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use carillon_proto::admin::{NodeStatus, ReplicaStatus};
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::{ShardReplica, StatusResponse};
 use carillon_raft::{
-    Group, GroupOptions, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord, Machine,
+    Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord, Machine,
     Member, Role, SnapshotSender,
 };
 use carillon_store::{ShardReader, Store, StoreOptions};
@@ -386,12 +386,7 @@ impl Node {
         me: Member,
         machine: Box<dyn Machine>,
     ) -> anyhow::Result<Group> {
-        let options = GroupOptions {
-            heartbeat: self.config.raft.heartbeat,
-            election_timeout_min: self.config.raft.election_min,
-            election_timeout_max: self.config.raft.election_max,
-            ..GroupOptions::default()
-        };
+        let options = self.config.raft.group_options();
         let sender: Arc<dyn SnapshotSender> = Arc::new(Sender {
             cluster: self.cluster().clone(),
             identity: self.identity.clone(),
@@ -703,6 +698,8 @@ async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> anyhow::Result
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(carillon_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // For the details of errors.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("carillon.v1.Chat")
             .with_service_name("carillon.admin.v1.Admin")
             .with_service_name("grpc.health.v1.Health")

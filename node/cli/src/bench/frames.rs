@@ -189,7 +189,9 @@ pub struct Unframer {
 
 /// The bytes of a stream are not gRPC messages.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the server sent a message of {length} bytes with flag {flag}, at most {MESSAGE_BYTES_MAX} uncompressed bytes are expected")]
+#[error(
+    "the server sent a message of {length} bytes with flag {flag}, at most {MESSAGE_BYTES_MAX} uncompressed bytes are expected"
+)]
 pub struct BadMessage {
     flag: u8,
     length: usize,

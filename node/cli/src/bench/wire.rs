@@ -176,7 +176,9 @@ struct Counted {
 impl Counted {
     fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
-            self.traffic.sent.fetch_add(*bytes as u64, Ordering::Relaxed);
+            self.traffic
+                .sent
+                .fetch_add(*bytes as u64, Ordering::Relaxed);
         }
         written
     }

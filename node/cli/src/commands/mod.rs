@@ -12,6 +12,7 @@ use std::time::Duration;
 use carillon_client::{Api, Client, ClientError};
 
 use crate::arguments::{Arguments, Cluster, Command};
+use crate::bench;
 
 /// How long a call is tried: longer than an election takes, shorter than people wait.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
@@ -34,6 +35,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Group(command) => group::run(command, &cluster, output).await?,
         Command::Admin(command) => return admin::run(command, &cluster, output).await,
+        Command::Bench(arguments) => return bench::run(*arguments, &cluster, output).await,
     }
     Ok(ExitCode::SUCCESS)
 }

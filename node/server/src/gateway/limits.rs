@@ -68,7 +68,7 @@ impl Default for Limits {
             heartbeat_interval: Duration::from_secs(15),
             hello_timeout: Duration::from_secs(10),
             session_queue_bytes_max: 1 << 20,
-            sessions_max: 100_000,
+            sessions_max: 65_536,
             op_timeout: Duration::from_secs(10),
         }
     }

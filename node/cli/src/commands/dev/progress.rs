@@ -56,11 +56,10 @@ impl Progress {
 }
 
 impl Row {
-    /// Says how it goes.
+    /// Says how it goes, where that can be replaced by what comes next.
     pub fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(text.to_owned()),
-            None => self.print(text),
+        if let Some(bar) = &self.bar {
+            bar.set_message(text.to_owned());
         }
     }
 
@@ -68,12 +67,10 @@ impl Row {
     pub fn done(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.finish_with_message(text.to_owned()),
-            None => self.print(text),
+            None => {
+                // Progress is not worth failing for.
+                let _ = writeln!(std::io::stderr(), "{}: {text}", self.name);
+            }
         }
-    }
-
-    fn print(&self, text: &str) {
-        // Progress is not worth failing for.
-        let _ = writeln!(std::io::stderr(), "{}: {text}", self.name);
     }
 }

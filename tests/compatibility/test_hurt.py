@@ -1,0 +1,270 @@
+"""What clients are told while nodes are paused, hand over, or stop.
+
+These tests have clusters of their own, so that they may hurt them.
+"""
+
+import concurrent.futures
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from carillon.admin.v1 import admin_pb2 as admin
+from carillon.admin.v1 import admin_pb2_grpc
+from carillon.v1 import chat_pb2 as chat
+from client import WAIT_SECONDS_MAX, Caller, Device, check_error, direct, refused, text, unique
+from cluster import Cluster
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
+SHARDS = 4
+# Sends on a stream and calls without a deadline wait this long for a majority.
+CONFIG = '[clients]\ncall_timeout = "3s"\nsession_queue_bytes_max = 65536\n'
+
+
+@pytest.fixture(scope="module")
+def hurt() -> Iterator[Cluster]:
+    """Three nodes; each test leaves them all running and ready."""
+    with Cluster(shards=SHARDS, extra=CONFIG) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def others_paused(cluster: Cluster) -> Iterator[None]:
+    """All nodes but the first do not answer for a while: there is no majority."""
+    for node in cluster.nodes[1:]:
+        node.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for node in cluster.nodes[1:]:
+            node.signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def device(channel: grpc.Channel, user: str, name: str = "phone", **options) -> Iterator[Device]:
+    stream = Device(channel, chat.Hello(user_id=user, device_id=name), **options)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+def wait_for_sessions(channel: grpc.Channel, count: int) -> None:
+    """Waits until the node at this channel has so many streams and waiting calls."""
+    stub = admin_pb2_grpc.AdminStub(channel)
+    answering = stub.GetCluster(admin.GetClusterRequest(), timeout=5).answering_node
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while True:
+        nodes = stub.ListNodes(admin.ListNodesRequest(), timeout=5).nodes
+        (sessions,) = [node.sessions for node in nodes if node.node_id == answering]
+        if sessions == count:
+            return
+        assert time.monotonic() < deadline, f"the node has {sessions} sessions, not {count}"
+        time.sleep(0.02)
+
+
+def wait_for_status(watch, status: int) -> None:
+    """Reads a health watch up to this status; the watch's own deadline ends the wait."""
+    assert any(answer.status == status for answer in watch)
+
+
+def wait_all_told(stream: Device, first: int, last: int) -> None:
+    """Waits until deliveries and resyncs together told of each of these entries once."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while True:
+        pushed = [entry.inbox_seq for entry in stream.left("delivery")]
+        assert pushed == sorted(set(pushed)), "once and in order"
+        left_out = [
+            inbox_seq
+            for resync in stream.left("resync")
+            for inbox_seq in range(resync.after_inbox_seq + 1, resync.to_inbox_seq + 1)
+        ]
+        told = sorted(pushed + left_out)
+        if told == list(range(first, last + 1)):
+            return
+        assert time.monotonic() < deadline, f"not each of {first} to {last} once: {told}"
+        time.sleep(0.02)
+
+
+def test_too_many_sends_in_flight(hurt, open_channel):
+    """Of 300 sends that nothing can commit yet, 256 wait and are stored in their order."""
+    alice, bob = unique("alice"), unique("bob")
+    with device(open_channel(hurt.nodes[0].client), alice) as stream:
+        stream.take("welcome")
+        with others_paused(hurt):
+            requests = [stream.say(direct(alice, bob), f"{number}") for number in range(300)]
+            errors = [stream.take("error") for _ in range(44)]
+            assert [error.request_id for error in errors] == requests[256:]
+            for error in errors:
+                assert error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+                assert error.reason == "LIMIT_EXCEEDED"
+                assert error.metadata["limit"] == "sends_in_flight_max"
+                assert error.metadata["max"] == "256"
+            assert not stream.left("sent"), "no majority has them"
+        sent = {
+            answer.request_id: answer.seq for answer in (stream.take("sent") for _ in range(256))
+        }
+        assert sent == {request: seq for seq, request in enumerate(requests[:256], 1)}
+
+
+def test_timeout_and_retry(hurt, open_channel):
+    """A send that no majority answers in time may still happen; a retry makes it sure."""
+    channel = open_channel(hurt.nodes[0].client)
+    alice = Caller(channel, unique("alice"))
+    conversation = direct(alice.user, unique("bob"))
+    request = chat.SendRequest(
+        conversation_id=conversation, client_message_id="two", content=text("a call")
+    )
+    with device(channel, alice.user) as stream:
+        stream.take("welcome")
+        with others_paused(hurt):
+            stream.say(conversation, "on the stream", message_id="one")
+            with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "TIMEOUT"):
+                alice.Send(request, timeout=None)
+            error = stream.take("error")
+            assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+            assert error.reason == "TIMEOUT"
+        for node in hurt.nodes:
+            node.wait_ready()
+        stream.say(conversation, "on the stream", message_id="one")
+        seqs = [stream.take("sent").seq, alice.Send(request).seq]
+        assert sorted(seqs) == [1, 2], "each is there exactly once"
+
+
+def test_leaders_change_under_a_stream(hurt, open_channel):
+    """All shards move around while messages come: pushed or told to resync, never lost."""
+    channels = [open_channel(node.client) for node in hurt.nodes]
+    stub = admin_pb2_grpc.AdminStub(channels[0])
+    alice, bob = Caller(channels[0], unique("alice")), unique("bob")
+    conversation = direct(alice.user, bob)
+    total = 20 * SHARDS * 2
+    with device(channels[1], bob) as sender, device(channels[2], alice.user) as receiver:
+        sender.take("welcome")
+        assert receiver.take("welcome").inbox_head == 0
+        for shard_id in [*range(1, SHARDS + 1)] * 2:
+            (shard,) = stub.ListShards(admin.ListShardsRequest(shard_id=shard_id)).shards
+            for number in range(20):
+                sender.say(conversation, f"{shard_id} {number}")
+            target = shard.leader_node % 3 + 1
+            stub.TransferLeader(
+                admin.TransferLeaderRequest(shard_id=shard_id, to_node=target), timeout=15
+            )
+        sent = [sender.take("sent") for _ in range(total)]
+        assert sorted(answer.seq for answer in sent) == list(range(1, total + 1))
+        alice.inbox(head=total)
+
+        wait_all_told(receiver, 1, total)
+
+
+def test_slow_reader_is_told_to_resync(hurt, open_channel):
+    """A device that does not read costs a bounded queue; what it missed is in its inbox."""
+    channel = open_channel(hurt.nodes[0].client)
+    # A connection that takes little more than what is read from it.
+    narrow = open_channel(
+        hurt.nodes[1].client, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 16_384)
+    )
+    alice, bob = Caller(channel, unique("alice")), Caller(channel, unique("bob"))
+    conversation = direct(alice.user, bob.user)
+    with device(narrow, alice.user, reads=False) as slow:
+        wait_for_sessions(open_channel(hurt.nodes[1].client), 1)
+        for _ in range(60):
+            bob.say(conversation, "x" * 30_000)
+        alice.inbox(head=60)
+        slow.start_reading()
+        first = slow.take("welcome").inbox_head + 1
+        wait_all_told(slow, first, 60)
+        resyncs = slow.left("resync")
+        assert {resync.reason for resync in resyncs} == {chat.Resync.TOO_SLOW}
+        left_out = resyncs[0]
+        missed = alice.inbox(head=60, cursor=left_out.after_inbox_seq)
+        assert missed[0].inbox_seq == left_out.after_inbox_seq + 1
+        # Pushing goes on after it.
+        bob.say(conversation, "a small one")
+        wait_all_told(slow, first, 61)
+        assert slow.left("delivery")[-1].inbox_seq == 61
+
+
+def test_a_node_that_cannot_serve_says_so():
+    """One of three is alive but not ready, and says what it waits for."""
+    lonely = Cluster()
+    try:
+        node = lonely.nodes[0]
+        node.start()
+        deadline = time.monotonic() + WAIT_SECONDS_MAX
+        while node.probe("/healthz")[0] != 200:
+            assert time.monotonic() < deadline, node.log_end()
+            time.sleep(0.02)
+        status, body = node.probe("/readyz")
+        assert status == 503
+        assert "waits for" in body
+    finally:
+        lonely.close()
+
+
+def test_no_majority_is_not_ready(open_channel):
+    """With two of three gone, the node left answers health checks with NOT_SERVING."""
+    with Cluster(shards=SHARDS, extra=CONFIG) as cluster:
+        node = cluster.nodes[0]
+        health = health_pb2_grpc.HealthStub(open_channel(node.client))
+        services = ["", "carillon.v1.Chat", "carillon.admin.v1.Admin"]
+        watches = [
+            health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=20)
+            for service in services
+        ]
+        for watch in watches:
+            wait_for_status(watch, SERVING)
+        for other in cluster.nodes[1:]:
+            other.kill()
+        for watch in watches:
+            wait_for_status(watch, NOT_SERVING)
+        status, body = node.probe("/readyz")
+        assert status == 503
+        assert "without a leader" in body
+        for other in cluster.nodes[1:]:
+            other.start()
+        for watch in watches:
+            wait_for_status(watch, SERVING)
+        assert node.probe("/readyz")[0] == 200
+
+
+def test_graceful_stop(open_channel):
+    """SIGTERM: streams get DRAINING, waiting calls are answered, health says it, exit 0."""
+    with (
+        Cluster(shards=SHARDS, extra=CONFIG) as cluster,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        node, other = cluster.nodes[:2]
+        channel = open_channel(node.client)
+        alice = Caller(channel, unique("alice"))
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service="carillon.v1.Chat"), timeout=30
+        )
+        wait_for_status(watch, SERVING)
+        with device(channel, alice.user) as stream:
+            stream.take("welcome")
+            follow = alice.SyncStream(chat.SyncRequest(), timeout=30)
+            poll = pool.submit(alice.Sync, chat.SyncRequest(wait_ms=20_000), timeout=30)
+            wait_for_sessions(channel, 3)
+            node.signal(signal.SIGTERM)
+            kick = stream.take("kick")
+            assert kick.reason == chat.Kick.DRAINING
+            assert kick.reconnect_after_ms <= 500
+            assert stream.end() is None
+        with pytest.raises(grpc.RpcError) as raised:
+            next(follow)
+        check_error(raised.value, grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert not poll.result(timeout=10).entries
+        wait_for_status(watch, NOT_SERVING)
+        assert node.wait() == 0
+
+        # The device goes on at another node.
+        channel = open_channel(other.client)
+        with device(channel, alice.user) as stream:
+            stream.take("welcome")
+            stream.say(direct(alice.user, unique("bob")), "still here")
+            assert stream.take("sent").seq == 1
+            assert stream.take("delivery").inbox_seq == 1
