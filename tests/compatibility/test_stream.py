@@ -212,17 +212,6 @@ def test_same_device_replaces(caller, connect):
     assert second.take("heartbeat_ack").nonce == 1
 
 
-@pytest.mark.xfail(strict=True, reason="each node replaces only among its own streams")
-def test_same_device_at_another_node_replaces(caller, connect):
-    alice = caller("alice")
-    first = connect(alice.user)
-    first.take("welcome")
-    second = connect(alice.user, node=2)
-    second.take("welcome")
-    assert first.take("kick", seconds=2).reason == chat.Kick.REPLACED
-    assert first.end() is None
-
-
 def test_silence_ends_the_stream(caller, connect):
     device = connect(caller("alice").user, heartbeats=False)
     device.take("welcome")

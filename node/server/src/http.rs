@@ -43,7 +43,7 @@ async fn metrics(State(node): State<Arc<Node>>) -> Response {
 
 /// 200 when this node serves clients, else 503 and what it waits for.
 async fn ready(State(node): State<Arc<Node>>) -> Response {
-    match node.not_ready() {
+    match node.not_ready_yet() {
         None => "ready\n".into_response(),
         Some(waits_for) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{waits_for}\n")).into_response()

@@ -451,7 +451,16 @@ impl Node {
             .filter(|shard| self.cluster().leader(shard.shard_id).is_none())
             .map(|shard| shard.shard_id.0)
             .collect();
-        (!leaderless.is_empty()).then(|| format!("shards without a leader: {leaderless:?}"))
+        if !leaderless.is_empty() {
+            return Some(format!("shards without a leader: {leaderless:?}"));
+        }
+        None
+    }
+
+    /// The same for probes, which must not be ahead of what gRPC health says.
+    pub fn not_ready_yet(&self) -> Option<String> {
+        self.not_ready()
+            .or_else(|| (!*self.ready.borrow()).then(|| "about to be ready".to_owned()))
     }
 
     async fn watch_ready(self: Arc<Self>) {

@@ -4,9 +4,13 @@
 //! thread, one task for each stream, HTTP/2 without layers in between. Latency counts
 //! from the time at which a send was intended, not from when the generator got to it.
 
+mod append;
 mod duration;
+mod failover;
 mod fleet;
 mod frames;
+mod history;
+mod idle;
 mod meter;
 mod nodes;
 mod pacer;
@@ -14,10 +18,11 @@ mod plot;
 mod population;
 mod report;
 mod standard;
+mod store;
 mod wire;
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -26,10 +31,8 @@ use serde::Serialize;
 
 use crate::arguments::{Cluster, Output};
 use nodes::NodeProcess;
+use report::StandardReport;
 use standard::StandardArguments;
-
-/// Files that many streams need besides their sockets.
-const FILES_SPARE: u64 = 1_000;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -47,11 +50,25 @@ pub struct BenchArguments {
         global = true
     )]
     node_pids: Vec<u32>,
+    /// Write the result into this directory, as JSON and where it makes sense as SVG.
+    #[arg(long, value_name = "DIR", global = true)]
+    out: Option<PathBuf>,
 }
 
 /// What else can be measured.
 #[derive(Debug, Subcommand)]
-enum BenchCommand {}
+enum BenchCommand {
+    /// The bare replicated append, without messages.
+    Append(append::AppendArguments),
+    /// Storing messages for users who are offline, as fast as it goes.
+    Store(store::StoreArguments),
+    /// Reading the newest page of a conversation, at light load.
+    History(history::HistoryArguments),
+    /// Memory of connections that say nothing.
+    Idle(idle::IdleArguments),
+    /// Losing a node: how long until every shard acknowledges again.
+    Failover(failover::FailoverArguments),
+}
 
 /// Where the load goes, and the processes behind it that can be observed.
 struct Targets {
@@ -97,16 +114,65 @@ async fn measure(
     targets: &Targets,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let report = standard::run(&arguments.standard, targets).await?;
-    if let Some(dir) = &arguments.standard.out {
-        write_json(&report, dir, "bench.json")?;
-        plot::draw(&report, &dir.join("bench.svg"))?;
-    }
-    match output {
-        Output::Table => report.show()?,
-        Output::Json => crate::output::json(&serde_json::to_value(&report)?)?,
+    let sink = Sink {
+        dir: arguments.out.as_deref(),
+        output,
+    };
+    match &arguments.command {
+        None => {
+            let report = standard::run(&arguments.standard, targets).await?;
+            sink.put("bench", &report, StandardReport::show)?;
+            if let Some(dir) = sink.dir {
+                plot::draw(&report, &dir.join("bench.svg"))?;
+            }
+        }
+        Some(BenchCommand::Append(arguments)) => {
+            let report = append::run(arguments, targets).await?;
+            sink.put("append", &report, append::AppendReport::show)?;
+        }
+        Some(BenchCommand::Store(arguments)) => {
+            let report = store::run(arguments, targets).await?;
+            sink.put("store", &report, store::StoreReport::show)?;
+        }
+        Some(BenchCommand::History(arguments)) => {
+            let report = history::run(arguments, targets).await?;
+            sink.put("history", &report, history::HistoryReport::show)?;
+        }
+        Some(BenchCommand::Idle(arguments)) => {
+            let report = idle::run(arguments, targets).await?;
+            sink.put("idle", &report, idle::IdleReport::show)?;
+        }
+        Some(BenchCommand::Failover(arguments)) => {
+            let report = failover::run(arguments, targets).await?;
+            sink.put(report.name(), &report, failover::FailoverReport::show)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where results go.
+struct Sink<'a> {
+    dir: Option<&'a Path>,
+    output: Output,
+}
+
+impl Sink<'_> {
+    /// Shows a result, and writes it into the directory if there is one.
+    fn put<R: Serialize>(
+        &self,
+        name: &str,
+        report: &R,
+        show: impl Fn(&R) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        if let Some(dir) = self.dir {
+            write_json(report, dir, &format!("{name}.json"))?;
+        }
+        match self.output {
+            Output::Table => show(report)?,
+            Output::Json => crate::output::json(&serde_json::to_value(report)?)?,
+        }
+        Ok(())
+    }
 }
 
 /// Writes a report beside the others.

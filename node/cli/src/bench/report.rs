@@ -6,6 +6,7 @@ use std::io;
 use serde::Serialize;
 
 use super::meter::Quantiles;
+use super::nodes::{NodeProcess, Usage};
 use super::pacer::Arrival;
 use crate::output;
 
@@ -225,6 +226,39 @@ pub fn latency_row<const N: usize>(
 /// Bytes as MiB.
 pub fn mib(bytes: u64) -> String {
     format!("{:.0}", bytes as f64 / MIB)
+}
+
+/// What the nodes used between two samples.
+pub fn usage_between(
+    nodes: &[NodeProcess],
+    before: &[Option<Usage>],
+    after: &[Option<Usage>],
+) -> Vec<NodeUsage> {
+    let pairs = nodes.iter().zip(before.iter().zip(after));
+    pairs
+        .map(|(node, (before, after))| NodeUsage {
+            endpoint: node.endpoint.clone(),
+            pid: node.pid,
+            cores: before
+                .zip(*after)
+                .map(|(before, after)| after.cores_since(&before)),
+            rss_bytes: after.map(|usage| usage.rss_bytes),
+        })
+        .collect()
+}
+
+/// A table of what the nodes used.
+pub fn show_nodes(nodes: &[NodeUsage]) -> io::Result<()> {
+    let mut table = output::table(&["node", "pid", "cores", "MiB"]);
+    for node in nodes {
+        table.add_row([
+            node.endpoint.clone(),
+            node.pid.to_string(),
+            cores(node.cores),
+            node.rss_bytes.map_or_else(dash, mib),
+        ]);
+    }
+    output::show(&table)
 }
 
 fn cores(cores: Option<f64>) -> String {

@@ -2,15 +2,14 @@
 //! a given rate, whatever the cluster makes of it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use carillon_client::AdminClient;
 use clap::Args;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use tokio::time::timeout;
 
 use super::duration::parse_duration;
@@ -19,7 +18,7 @@ use super::meter::{Meter, Nanos, STAMP_BYTES, Window};
 use super::nodes::{NodeProcess, Usage};
 use super::pacer::{Arrival, Schedule, Ticker};
 use super::population::Population;
-use super::report::{Bytes, NodeUsage, Shape, StandardReport, Step};
+use super::report::{Bytes, Shape, StandardReport, Step, usage_between};
 use super::{Targets, say};
 use crate::failure::advised;
 
@@ -73,9 +72,6 @@ pub struct StandardArguments {
     /// Seed of the random choices, to repeat a run.
     #[arg(long)]
     seed: Option<u64>,
-    /// Write bench.json and bench.svg into this directory.
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
 }
 
 /// The load.
@@ -271,10 +267,6 @@ impl Run<'_> {
         elections: Option<u64>,
     ) -> Step {
         let seconds = self.arguments.duration.as_secs_f64();
-        let nodes = self.nodes.iter().zip(before.nodes.iter().zip(&after.nodes));
-        let usage = |(earlier, later): (&Option<Usage>, &Option<Usage>)| {
-            Some(later.as_ref()?.cores_since(earlier.as_ref()?))
-        };
         let per_s = |bytes: u64| bytes as f64 / seconds;
         let sent = after.bytes.0 - before.bytes.0;
         let received = after.bytes.1 - before.bytes.1;
@@ -293,15 +285,11 @@ impl Run<'_> {
             resynced: window.resynced,
             gaps: window.gaps,
             elections,
-            nodes: nodes
-                .map(|(node, pair)| NodeUsage {
-                    endpoint: node.endpoint.clone(),
-                    pid: node.pid,
-                    cores: usage(pair),
-                    rss_bytes: pair.1.map(|usage| usage.rss_bytes),
-                })
-                .collect(),
-            generator_cores: usage((&before.own, &after.own)),
+            nodes: usage_between(self.nodes, &before.nodes, &after.nodes),
+            generator_cores: before
+                .own
+                .zip(after.own)
+                .map(|(before, after)| after.cores_since(&before)),
             bytes: Bytes {
                 sent_per_s: per_s(sent),
                 received_per_s: per_s(received),
