@@ -420,7 +420,10 @@ impl Config {
             return invalid("raft.entries_in_flight_max", "must be at least 1".into());
         }
         if !(4_096..=carillon_raft::ENTRY_BYTES_MAX).contains(&self.raft.entry_bytes_max) {
-            return invalid("raft.entry_bytes_max", format!("must be 4096 to {}", carillon_raft::ENTRY_BYTES_MAX));
+            return invalid(
+                "raft.entry_bytes_max",
+                format!("must be 4096 to {}", carillon_raft::ENTRY_BYTES_MAX),
+            );
         }
         Ok(())
     }
@@ -464,7 +467,10 @@ mod tests {
     fn unknown_fields_are_refused() {
         let error = load(&format!("surprise = 1\n{MINIMAL}")).expect_err("unknown field");
         let reason = std::error::Error::source(&error).map(ToString::to_string);
-        assert!(reason.is_some_and(|reason| reason.contains("surprise")), "{error}");
+        assert!(
+            reason.is_some_and(|reason| reason.contains("surprise")),
+            "{error}"
+        );
     }
 
     #[test]

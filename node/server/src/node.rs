@@ -18,8 +18,8 @@ use carillon_proto::admin::{NodeStatus, ReplicaStatus};
 use carillon_proto::internal::peer_server::PeerServer;
 use carillon_proto::internal::{ShardReplica, StatusResponse};
 use carillon_raft::{
-    Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord, Machine,
-    Member, Role, SnapshotSender,
+    Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord, Machine, Member, Role,
+    SnapshotSender,
 };
 use carillon_store::{ShardReader, Store, StoreOptions};
 use tokio::net::TcpListener;
