@@ -66,9 +66,9 @@ echo "$(nproc) cores, $(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc
 # What loads the cluster most comes with a fresh one each, so that no leftover work of one
 # measurement is in the next.
 start
-bench history
-bench idle
-bench append
+bench history --out "$out"
+bench idle --out "$out"
+bench append --out "$out"
 stop
 start
 bench --rate "$rates" --warmup "$warmup" --duration "$duration" --out "$out"
@@ -77,10 +77,10 @@ start
 bench --direct --rate "$rates" --warmup "$warmup" --duration "$duration" --out "$out/direct"
 stop
 start
-bench store
-bench failover --silent
+bench store --out "$out"
+bench failover --silent --out "$out"
 # After this one a node is missing.
-bench failover
+bench failover --out "$out"
 stop
 echo
 echo "results: $out"

@@ -462,19 +462,18 @@ pub fn encode_batch(at: TimestampMs, commands: &[Bytes]) -> Bytes {
     batch.freeze()
 }
 
-/// Whether a batch is a single [`Command::Checksum`].
-pub fn is_checksum(batch: &[u8]) -> bool {
-    let after_length = BATCH_HEADER_BYTES + 1;
-    batch.get(after_length) == Some(&tag::CHECKSUM) && batch.len() == pushed_checksum_end(batch)
+/// Whether an encoded command has to be the only one of its batch: the state right after
+/// it is looked at, so nothing may follow it in the same write.
+pub fn stands_alone(command: &[u8]) -> bool {
+    command.first() == Some(&tag::CHECKSUM)
 }
 
-fn pushed_checksum_end(batch: &[u8]) -> usize {
-    // One command of less than 128 bytes: its length is one byte.
-    BATCH_HEADER_BYTES
-        + 1
-        + batch
-            .get(BATCH_HEADER_BYTES)
-            .map_or(0, |length| usize::from(*length))
+/// Whether the first command of a batch is one that stands alone.
+pub fn is_standing_alone(batch: &[u8]) -> bool {
+    // Such a command has less than 128 bytes, so its length is one byte.
+    batch
+        .get(BATCH_HEADER_BYTES + 1..)
+        .is_some_and(stands_alone)
 }
 
 /// The commands of a batch, one after another. After an error it yields nothing more.

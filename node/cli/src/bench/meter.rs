@@ -279,7 +279,8 @@ mod tests {
         assert_eq!((window.offered, window.acked), (2, 2));
         assert_eq!((window.acks_within, window.deliveries_within), (2, 1));
         assert_eq!((window.delivered, window.deliveries_expected), (1, 4));
-        assert_eq!(window.ack.quantiles().max_ms, 4.0);
+        // Three significant digits are kept.
+        assert!((window.ack.quantiles().max_ms - 4.0).abs() < 0.01);
         assert!(!window.is_settled());
     }
 

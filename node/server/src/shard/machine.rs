@@ -130,7 +130,7 @@ impl Machine for ShardMachine {
 
     fn ends_batch(&self, payload: &Bytes) -> bool {
         // A checksum is of the state right after its entry, the same on every replica.
-        carillon_core::command::is_checksum(payload)
+        carillon_core::command::is_standing_alone(payload)
     }
 
     fn flush(&self) -> FlushJob {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use carillon_core::command::{pushed_bytes, stands_alone};
 use carillon_raft::Link;
 
 use super::probe::Probe;
@@ -165,19 +166,20 @@ impl Queue {
 
     /// Takes the commands of one entry off the front, within a size.
     pub fn take(&mut self, bytes_max: usize) -> Vec<Proposal> {
-        let mut bytes = 0;
-        let fits = self
-            .waiting
-            .iter()
-            .take_while(|proposal| {
-                bytes += carillon_core::command::pushed_bytes(proposal.command.len());
-                bytes <= bytes_max && proposal.term <= self.leading.term
-            })
-            .count();
-        // One command that is larger than an entry should be goes alone.
-        self.waiting
-            .drain(..fits.max(1).min(self.waiting.len()))
-            .collect()
+        let (mut bytes, mut count) = (0, 0);
+        for proposal in &self.waiting {
+            bytes += pushed_bytes(proposal.command.len());
+            let alone = stands_alone(&proposal.command);
+            // One command that is larger than an entry should be goes alone.
+            if proposal.term > self.leading.term || (count > 0 && (alone || bytes > bytes_max)) {
+                break;
+            }
+            count += 1;
+            if alone {
+                break;
+            }
+        }
+        self.waiting.drain(..count).collect()
     }
 
     /// Everything that waits: the replica stops.
@@ -268,6 +270,25 @@ mod tests {
         assert_eq!(queue.take(30).len(), 1, "the large one alone");
         assert_eq!(queue.take(30).len(), 2);
         assert_eq!(queue.take(30).len(), 1);
+    }
+
+    #[test]
+    fn a_checksum_has_an_entry_of_its_own() {
+        let mut queue = Queue::default();
+        queue.lead(leading(1, true));
+        let checksum = || Proposal {
+            command: carillon_core::Command::Checksum { nonce: u64::MAX }.encoded(),
+            origin: Origin::Nobody,
+            term: 1,
+        };
+        for proposal in [proposal(1, 1), checksum(), checksum(), proposal(1, 1)] {
+            assert!(queue.push(proposal, 10).is_ok());
+        }
+        let mut sizes = Vec::new();
+        while queue.len() > 0 {
+            sizes.push(queue.take(1_000).len());
+        }
+        assert_eq!(sizes, [1, 1, 1, 1]);
     }
 
     #[test]
