@@ -51,6 +51,8 @@ use crate::shard::{Replica, Services};
 const META_VOTERS_MAX: usize = 5;
 /// A replica that is not to lead first begins its group when nobody else has within this.
 const INITIALIZE_FALLBACK: Duration = Duration::from_secs(3);
+/// A leader whose majority says nothing for this long is not counted as one.
+const MAJORITY_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Between two tries of what has to succeed in the end.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// One try of it.
@@ -448,13 +450,41 @@ impl Node {
             .shards
             .iter()
             .filter(|shard| shard.replica_on(self.config.node()).is_some())
-            .filter(|shard| self.cluster().leader(shard.shard_id).is_none())
+            .filter(|shard| !self.is_led(shard.shard_id))
             .map(|shard| shard.shard_id.0)
             .collect();
         if !leaderless.is_empty() {
-            return Some(format!("shards without a leader: {leaderless:?}"));
+            return Some(format!(
+                "shards without a leader that has a majority: {leaderless:?}"
+            ));
         }
         None
+    }
+
+    /// Whether a shard has a leader. One that is here counts only while a majority answers
+    /// it: it keeps leading, but nothing it takes is committed.
+    fn is_led(&self, shard: ShardId) -> bool {
+        let Some(replica) = self.cluster().replica(shard) else {
+            return false;
+        };
+        if replica.leader().is_none() {
+            return false;
+        }
+        if !replica.leads() {
+            return true;
+        }
+        let status = replica.group().status();
+        let answering = status
+            .followers
+            .iter()
+            .filter(|follower| status.voters.contains(&follower.member))
+            .filter(|follower| {
+                follower
+                    .answered_ago
+                    .is_some_and(|ago| ago < MAJORITY_SILENCE_MAX)
+            })
+            .count();
+        (answering + 1) * 2 > status.voters.len()
     }
 
     /// The same for probes, which must not be ahead of what gRPC health says.
