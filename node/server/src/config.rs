@@ -133,10 +133,14 @@ pub struct RaftConfig {
     /// Default: 600ms.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
-    /// Under load, a shard's commands are gathered for this long into one log entry;
-    /// the first after a pause never waits. Default: 4ms.
+    /// Under load, a node proposes one log entry in this time on average: its shards
+    /// propose together and then gather commands for as many times this as they made
+    /// entries. The first command after a pause never waits. Default: 2ms.
     #[serde(with = "humantime_serde")]
-    pub batch_interval: Duration,
+    pub entry_interval: Duration,
+    /// Commands are never gathered for longer than this. Default: 20ms.
+    #[serde(with = "humantime_serde")]
+    pub batch_interval_max: Duration,
     /// Log entries of one shard proposed and not applied, at most. Default: 4.
     pub entries_in_flight_max: usize,
     /// Bytes of commands in one log entry, at most. Default: 1048576.
@@ -152,7 +156,8 @@ impl Default for RaftConfig {
             heartbeat: Duration::from_millis(150),
             election_min: Duration::from_millis(500),
             election_max: Duration::from_millis(600),
-            batch_interval: Duration::from_millis(4),
+            entry_interval: Duration::from_millis(2),
+            batch_interval_max: Duration::from_millis(20),
             entries_in_flight_max: 4,
             entry_bytes_max: 1 << 20,
             proposals_waiting_max: 100_000,

@@ -178,7 +178,7 @@ impl Node {
             metrics: gateway_metrics,
         });
         let fanout = Fanout::new(cluster.clone(), router.clone());
-        let beat = Beat::new(config.raft.batch_interval);
+        let beat = Beat::new(&config.raft);
         Ok(Arc::new(Self {
             flusher: Flusher::new(store.clone()),
             store,

@@ -211,9 +211,8 @@ impl Replica {
                     origin,
                     term,
                 };
-                let result = self.queue.lock().push(proposal, max);
-                result.map_err(|(_, problem)| not_taken(problem))?;
-                self.arm();
+                self.offer(proposal)
+                    .map_err(|(_, problem)| not_taken(problem))?;
             }
             Payload::Deliver(bytes) => {
                 let Some(items) = read_batch(bytes.clone()) else {
@@ -243,8 +242,9 @@ impl Replica {
                         unreachable!("room for the whole batch was made sure of under this lock");
                     }
                 }
+                let proposable = queue.proposable(self.config.entries_in_flight_max);
                 drop(queue);
-                self.arm();
+                self.list(proposable);
             }
             Payload::Query(query) => {
                 let leading = self.queue.lock().leading();
@@ -273,31 +273,40 @@ impl Replica {
 
     /// Takes a proposal, or gives it back.
     pub fn offer(&self, proposal: Proposal) -> Result<(), (Proposal, NotTaken)> {
-        self.queue
-            .lock()
-            .push(proposal, self.config.proposals_waiting_max)?;
-        self.arm();
+        let proposable = {
+            let mut queue = self.queue.lock();
+            queue.push(proposal, self.config.proposals_waiting_max)?;
+            queue.proposable(self.config.entries_in_flight_max)
+        };
+        self.list(proposable);
         Ok(())
     }
 
+    /// Lists this replica with the beat if it has something to propose.
     fn arm(&self) {
         let proposable = self
             .queue
             .lock()
             .proposable(self.config.entries_in_flight_max);
+        self.list(proposable);
+    }
+
+    fn list(&self, proposable: bool) {
         if proposable && !self.armed.swap(true, Ordering::AcqRel) {
             self.services.beat.arm(self.me.clone());
         }
     }
 
-    /// Proposes what waits, as far as entries may be in flight. Called by the beat.
-    pub async fn propose(self: &Arc<Self>) {
+    /// Proposes what waits, as far as entries may be in flight, and returns how many
+    /// entries it made. Called by the beat.
+    pub async fn propose(self: &Arc<Self>) -> u32 {
         self.armed.store(false, Ordering::Release);
+        let mut entries = 0;
         loop {
             let proposals = {
                 let mut queue = self.queue.lock();
                 if !queue.proposable(self.config.entries_in_flight_max) {
-                    return;
+                    return entries;
                 }
                 queue.entries_in_flight += 1;
                 queue.take(self.config.entry_bytes_max)
@@ -308,6 +317,7 @@ impl Replica {
             self.group
                 .propose(payload, move |outcome| me.ended(origins, outcome))
                 .await;
+            entries += 1;
         }
     }
 
