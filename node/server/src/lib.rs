@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod cluster;
 pub mod config;
+pub mod cork;
 pub mod fanout;
 pub mod flush;
 pub mod gateway;

@@ -22,6 +22,7 @@ use carillon_raft::{
     SnapshotSender,
 };
 use carillon_store::{ShardReader, Store, StoreOptions};
+use futures_util::StreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -29,6 +30,7 @@ use tonic::transport::Server;
 use crate::admin::AdminService;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::cork::Corked;
 use crate::fanout::Fanout;
 use crate::flush::{self, Flusher};
 use crate::gateway::{Gateway, GatewayMetrics, GatewayOptions, Limits};
@@ -716,7 +718,9 @@ async fn serve_peers(node: Arc<Node>, peers: Arc<Peers>, listener: TcpListener) 
     })
     .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
     .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024);
-    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = tonic::transport::server::TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .map(|stream| stream.map(Corked::new));
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -744,8 +748,9 @@ async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> anyhow::Result
             .with_service_name("grpc.health.v1.Health")
     };
     let clients = &node.config.clients;
-    let incoming =
-        GuardedListener::new(listener, clients.connections_max, clients.hello_timeout).incoming();
+    let incoming = GuardedListener::new(listener, clients.connections_max, clients.hello_timeout)
+        .incoming()
+        .map(|stream| stream.map(Corked::new));
     Server::builder()
         .http2_keepalive_interval(Some(CLIENT_KEEPALIVE))
         .add_service(node.services.gateway.service())
