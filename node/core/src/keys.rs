@@ -27,7 +27,7 @@ pub const MESSAGE: u8 = 4;
 pub const DEDUP: u8 = 5;
 /// Present while entries wait for delivery: [`crate::records::OutboxRecord`].
 pub const OUTBOX: u8 = 6;
-/// Where a user's inbox ends: [`crate::records::InboxHead`].
+/// Where a user's inbox ends: only remembered ([`crate::View::remember`]), never stored.
 pub const INBOX_HEAD: u8 = 16;
 /// `user ‖ 0 ‖ inbox_seq`: [`crate::records::InboxRecord`].
 pub const INBOX: u8 = 17;
@@ -219,7 +219,7 @@ impl<'a> UserKeys<'a> {
         }
     }
 
-    /// Where the inbox ends.
+    /// Where the inbox ends, as it is remembered.
     #[inline]
     pub fn inbox_head(&self) -> Key {
         Key::new(self.slot, INBOX_HEAD, self.id)
@@ -236,6 +236,15 @@ impl<'a> UserKeys<'a> {
         KeyRange {
             from: self.inbox(after).successor(),
             to: Key::new(self.slot, INBOX, self.id).after_prefix(),
+        }
+    }
+
+    /// All inbox entries.
+    pub fn inbox_all(&self) -> KeyRange {
+        let prefix = Key::new(self.slot, INBOX, self.id);
+        KeyRange {
+            from: prefix.clone(),
+            to: prefix.after_prefix(),
         }
     }
 

@@ -69,4 +69,10 @@ impl View for MemoryView {
     fn delete(&mut self, key: &[u8]) {
         self.entries.remove(key);
     }
+
+    fn remember(&mut self, _key: &[u8], _value: u64) {}
+
+    fn recall(&self, _key: &[u8]) -> Option<u64> {
+        None
+    }
 }

@@ -16,8 +16,8 @@ use crate::keys::{
     parse_outbox, parse_row,
 };
 use crate::records::{
-    ConversationHead, ConversationInfo, CursorRecord, InboxHead, InboxRecord, MemberRecord,
-    MessageRecord, OutboxRecord, Record, Row,
+    ConversationHead, ConversationInfo, CursorRecord, InboxRecord, MemberRecord, MessageRecord,
+    OutboxRecord, Record, Row,
 };
 use crate::reply::ConversationSummary;
 use crate::view::{ReadView, intact, load};
@@ -177,8 +177,13 @@ pub fn inbox_page(view: &impl ReadView, user: &UserId, after: InboxSeq, limit: u
 
 /// The last entry of a user's inbox; 0 when it is empty.
 pub fn inbox_head(view: &impl ReadView, user: &UserId) -> InboxSeq {
-    let key = UserKeys::new(user).inbox_head();
-    load::<InboxHead>(view, &key).unwrap_or_default().last
+    let range = UserKeys::new(user).inbox_all();
+    let mut head = InboxSeq(0);
+    view.scan(&range.from, &range.to, true, &mut |key, _| {
+        head = intact(key, parse_inbox(key));
+        ControlFlow::Break(())
+    });
+    head
 }
 
 /// How far a device has its user's inbox; 0 for one that never said.

@@ -13,7 +13,7 @@ pub use self::conversation::{
     ConversationHead, ConversationInfo, ConversationKind, DedupRecord, MemberRecord, MessageRecord,
     OutboxRecord, Role, Stay,
 };
-pub use self::inbox::{CursorRecord, InboxHead, InboxRecord, Row, SKIP_STRIDES, Skips};
+pub use self::inbox::{CursorRecord, InboxRecord, Row, SKIP_STRIDES, Skips};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{MESSAGE_ID_EPOCH_MS, MessageId, ShardId, TimestampMs};
 

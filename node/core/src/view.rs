@@ -29,6 +29,14 @@ pub trait View: ReadView {
 
     /// Removes `key`; nothing happens when it is not there.
     fn delete(&mut self, key: &[u8]);
+
+    /// Remembers a value that follows from the state, so that it need not be found again.
+    /// It is not part of the state, and may be forgotten at any time. Of each `key`, only
+    /// the value that holds now may be remembered, and `key` must not be one of the state.
+    fn remember(&mut self, key: &[u8], value: u64);
+
+    /// What is remembered under `key`.
+    fn recall(&self, key: &[u8]) -> Option<u64>;
 }
 
 /// The record under `key`.

@@ -336,7 +336,6 @@ proptest! {
             countable: flags[0],
             content,
         })?;
-        round_trip(&InboxHead { last: InboxSeq(numbers[0]) })?;
         round_trip(&CursorRecord { inbox_seq: InboxSeq(numbers[0]) })?;
         let skips = if on_level {
             [InboxSeq(numbers[3]), InboxSeq(numbers[4])]
@@ -385,7 +384,6 @@ proptest! {
             let _ = DedupRecord::decode(&versioned);
             let _ = OutboxRecord::decode(&versioned);
             let _ = InboxRecord::decode(&versioned);
-            let _ = InboxHead::decode(&versioned);
             let _ = Row::decode(&versioned);
             let _ = CursorRecord::decode(&versioned);
             let _ = ShardClock::decode(&versioned);

@@ -16,7 +16,6 @@ use carillon_core::records::ShardClock;
 use carillon_core::reply::Reply;
 use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
 use carillon_store::ShardStore;
-use parking_lot::Mutex;
 
 use crate::cluster::Cluster;
 use crate::flush::Flusher;
@@ -28,7 +27,7 @@ pub const META_SHARD: ShardId = ShardId(0);
 /// See the file's head.
 pub struct MetaMachine {
     flusher: Arc<Flusher>,
-    store: Mutex<ShardStore>,
+    store: ShardStore,
     cluster: Arc<Cluster>,
     applied: Option<Bytes>,
     state: Arc<MetaState>,
@@ -52,7 +51,7 @@ impl MetaMachine {
         cluster.set_meta(state.clone());
         Ok(Self {
             flusher,
-            store: Mutex::new(store),
+            store,
             cluster,
             applied,
             state,
@@ -61,10 +60,7 @@ impl MetaMachine {
 
     fn keep(&mut self, applied: Bytes) -> Result<(), carillon_store::StoreError> {
         let record = join(&applied, &self.state);
-        self.store
-            .get_mut()
-            .begin()
-            .commit(&record, ShardClock::default())?;
+        self.store.begin().commit(&record, ShardClock::default())?;
         self.applied = Some(applied);
         Ok(())
     }

@@ -1,113 +1,103 @@
-//! One batch of a shard: core's `View`, and its atomic commit.
+//! One batch of a shard: core's `View`, and its commit.
 //!
-//! Reads see the batch's own writes, then the record cache, then the engine. Nothing leaves the
-//! batch before `commit`; a batch that is dropped has never been.
+//! Reads see the batch's own writes, then what is held, then the record cache, then the
+//! engine. Nothing leaves the batch before `commit`.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use carillon_core::records::ShardClock;
 use carillon_core::{ReadView, View};
-use rocksdb::WriteBatch;
+use parking_lot::MutexGuard;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::cache;
 use crate::error::StoreError;
 use crate::record::{self, AppliedRecord};
 use crate::scan::{self, ScanRange};
-use crate::shard::ShardStore;
+use crate::shard::{Held, Shared};
 
-/// What the engine adds to one key and value within a write batch.
-const ENGINE_BYTES_PER_CHANGE: usize = 8;
-
-/// The open batch of a shard. Made by [`ShardStore::begin`].
+/// The open batch of a shard. Made by [`crate::ShardStore::begin`]. Readers of the shard wait
+/// while it is open. It changes what is held by the shard, so it must be committed once it has
+/// changed anything: dropped without that, it makes the store unusable.
 pub struct ShardBatch<'a> {
-    shard: &'a mut ShardStore,
+    shared: &'a Shared,
+    held: MutexGuard<'a, Held>,
+    record: &'a mut Option<AppliedRecord>,
+    /// Something was changed that is not committed.
+    open: bool,
 }
 
 impl<'a> ShardBatch<'a> {
-    pub(crate) fn new(shard: &'a mut ShardStore) -> Self {
-        debug_assert_eq!(shard.overlay.len(), 0, "a batch clears what it wrote");
-        Self { shard }
+    pub(crate) fn new(shared: &'a Shared, record: &'a mut Option<AppliedRecord>) -> Self {
+        Self {
+            held: shared.lock(),
+            shared,
+            record,
+            open: false,
+        }
     }
 
-    /// Writes the batch together with the shard's applied record, in one atomic step, visible
-    /// to readers when this returns and durable after the next flush.
+    /// Adds the batch to the state together with the shard's applied record, in one atomic
+    /// step, visible to readers when this returns and durable after the next flush.
     ///
     /// `applied` is what the raft layer wants to find with the state after a restart (last log
     /// id, membership), opaque here.
     ///
     /// # Errors
     /// [`StoreError::Poisoned`]: the process must stop.
-    pub fn commit(self, applied: &[u8], clock: ShardClock) -> Result<(), StoreError> {
-        let shard = &mut *self.shard;
-        shard.engine.check()?;
-        shard.engine.hit("store.before_commit");
-        record::encode(applied, &clock, &mut shard.record_buffer);
-
-        let overlay = &mut shard.overlay;
-        let bytes = overlay.bytes_len()
-            + shard.record_buffer.len()
-            + (overlay.len() + 2) * ENGINE_BYTES_PER_CHANGE;
-        let mut writes = WriteBatch::with_capacity_bytes(bytes);
-        for change in overlay.changes_near_key_order() {
-            match change.value {
-                Some(value) => writes.put(change.key, value),
-                None => writes.delete(change.key),
-            }
-        }
-        writes.put(shard.applied_key, &shard.record_buffer);
-        shard.engine.write(writes, &shard.write_options)?;
-
-        let cache = shard.cache.get_mut();
-        for change in shard.overlay.changes() {
-            if cache::is_cached(change.key) {
-                cache.put(change.hash, change.key, change.value);
-            }
-        }
-        shard.record = Some(AppliedRecord {
+    pub fn commit(mut self, applied: &[u8], clock: ShardClock) -> Result<(), StoreError> {
+        self.shared.engine.check()?;
+        self.shared.engine.hit("store.before_commit");
+        record::encode(applied, &clock, &mut self.held.record);
+        *self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,
         });
-        Ok(())
-    }
-
-    /// Keys changed so far.
-    #[must_use]
-    pub fn changes(&self) -> usize {
-        self.shard.overlay.len()
+        self.open = false;
+        self.shared.committed(&mut self.held)
     }
 
     fn change(&mut self, key: &[u8], value: Option<&[u8]>) {
         debug_assert!(
-            self.shard.owns(key),
+            self.shared.owns(key),
             "a key outside the slots of {:?}",
-            self.shard.id()
+            self.shared.id
         );
-        let hash = self.shard.hash(key);
-        self.shard.overlay.put(hash, key, value);
+        let hash = self.hash(key);
+        self.open = true;
+        self.held.overlay.put(hash, key, value);
+    }
+
+    fn hash(&self, key: &[u8]) -> u64 {
+        xxh3_64_with_seed(key, self.shared.hash_seed)
     }
 }
 
 impl Drop for ShardBatch<'_> {
     fn drop(&mut self) {
-        self.shard.overlay.clear();
+        if self.open {
+            self.shared
+                .engine
+                .poison("a batch", "it was dropped without being committed");
+        }
     }
 }
 
 impl ReadView for ShardBatch<'_> {
     fn get(&self, key: &[u8]) -> Option<Bytes> {
-        let hash = self.shard.hash(key);
-        if let Some(written) = self.shard.overlay.get(hash, key) {
+        let hash = self.hash(key);
+        if let Some(written) = self.held.overlay.get(hash, key) {
             return written;
         }
         if !cache::is_cached(key) {
-            return self.shard.engine.get(key);
+            return self.shared.engine.get(key);
         }
-        let mut cache = self.shard.cache.borrow_mut();
+        let mut cache = self.held.cache.borrow_mut();
         if let Some(known) = cache.get(hash, key) {
             return known;
         }
-        let value = self.shard.engine.get(key);
+        let value = self.shared.engine.get(key);
         cache.put(hash, key, value.as_deref());
         value
     }
@@ -120,14 +110,14 @@ impl ReadView for ShardBatch<'_> {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) {
         let changed = self
-            .shard
+            .held
             .overlay
             .changes()
-            .filter(|change| from <= change.key && change.key < to)
+            .filter(|change| !change.remembered && from <= change.key && change.key < to)
             .map(|change| (change.key, change.value))
             .collect();
         scan::overlaid(
-            &self.shard.engine,
+            &self.shared.engine,
             changed,
             ScanRange { from, to, reverse },
             visit,
@@ -142,5 +132,18 @@ impl View for ShardBatch<'_> {
 
     fn delete(&mut self, key: &[u8]) {
         self.change(key, None);
+    }
+
+    fn remember(&mut self, key: &[u8], value: u64) {
+        let hash = self.hash(key);
+        self.held.overlay.remember(hash, key, &value.to_le_bytes());
+    }
+
+    fn recall(&self, key: &[u8]) -> Option<u64> {
+        let hash = self.hash(key);
+        let written = self.held.overlay.get(hash, key);
+        let value = written.or_else(|| self.held.cache.borrow_mut().get(hash, key));
+        let bytes = value??;
+        Some(u64::from_le_bytes(bytes[..].try_into().ok()?))
     }
 }

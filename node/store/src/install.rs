@@ -13,6 +13,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use carillon_core::ids::ShardId;
@@ -54,13 +55,17 @@ impl ShardStore {
         applied: &[u8],
         clock: ShardClock,
     ) -> Result<(), StoreError> {
-        self.engine.check()?;
+        let shared = Arc::clone(&self.shared);
+        let engine = &shared.engine;
+        engine.check()?;
         self.verify(files)?;
-        let staging = Staging::create(&self.engine, self.id)?;
-        self.engine.hit(point::MARKER);
+        // Readers keep seeing what was committed until the snapshot takes its place.
+        shared.write_held()?;
+        let staging = Staging::create(engine, shared.id)?;
+        engine.hit(point::MARKER);
 
         let mut staged = vec![self.stage_tombstone(&staging)?];
-        self.engine.hit(point::CLEARED);
+        engine.hit(point::CLEARED);
         for (index, file) in files.iter().enumerate() {
             let path = staging.dir.join(format!("{index:06}.sst"));
             take_over(&file.path, &path)?;
@@ -70,15 +75,15 @@ impl ShardStore {
 
         // The ingestion holds all writers back while it flushes what overlaps: with this flush
         // before it, that is little.
-        self.engine.flush()?;
-        self.engine.ingest(staged)?;
-        self.cache.get_mut().clear();
+        engine.flush()?;
+        engine.ingest(staged)?;
+        shared.lock().cache.get_mut().clear();
         self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,
         });
-        self.engine.hit(point::INGESTED);
-        self.engine.hit(point::BEFORE_CLEAR_MARKER);
+        engine.hit(point::INGESTED);
+        engine.hit(point::BEFORE_CLEAR_MARKER);
         drop(staging);
         Ok(())
     }
@@ -91,7 +96,7 @@ impl ShardStore {
             if file.first_key > file.last_key {
                 return refused("its first key is after its last");
             }
-            if !self.owns(&file.first_key) || !self.owns(&file.last_key) {
+            if !self.shared.owns(&file.first_key) || !self.shared.owns(&file.last_key) {
                 return refused("it has keys outside the slots of the shard");
             }
             if previous.is_some_and(|previous| *previous >= file.first_key) {
@@ -114,7 +119,7 @@ impl ShardStore {
 
     fn stage_tombstone(&self, staging: &Staging) -> Result<PathBuf, StoreError> {
         staging.table("clear.sst", |writer| {
-            writer.delete_range(self.slots.key_start(), self.slots.key_end())
+            writer.delete_range(self.shared.slots.key_start(), self.shared.slots.key_end())
         })
     }
 
@@ -126,7 +131,9 @@ impl ShardStore {
     ) -> Result<PathBuf, StoreError> {
         let mut value = BytesMut::new();
         record::encode(applied, clock, &mut value);
-        staging.table("applied.sst", |writer| writer.put(self.applied_key, &value))
+        staging.table("applied.sst", |writer| {
+            writer.put(self.shared.applied_key, &value)
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 //! per shard, state and applied record belong together, however old they are.
 //!
 //! ```text
-//! Store ──shard()──▶ ShardStore ──begin()──▶ ShardBatch (core `View`) ──commit()──▶ engine
+//! Store ──shard()──▶ ShardStore ──begin()──▶ ShardBatch (core `View`) ──commit()──▶ held ──▶ engine
 //!   │                   │  └─ reader() ──▶ ShardReader (core `ReadView`, any thread)
 //!   │                   └─ snapshot() ──▶ ShardSnapshot ──write_files()──▶ files
 //!   ├─ flush(): everything committed becomes durable, returns what that is
@@ -15,10 +15,11 @@
 //! ```
 //!
 //! Invariants
-//! - flushed ≤ committed, for every shard, and each is a whole number of batches.
+//! - flushed ≤ engine ≤ committed, for every shard, and each is a whole number of batches.
 //! - A shard has one writer ([`ShardStore`], exclusive for its slots); readers see only
 //!   committed batches.
-//! - The record cache of a shard equals the engine's content for the keys that it holds.
+//! - The record cache of a shard equals the engine's content for the keys that it holds and
+//!   that no commit held back has changed.
 //! - An installed snapshot replaces a shard's slot range and applied record in one atomic step
 //!   of the engine: before or after a crash, never between.
 //!

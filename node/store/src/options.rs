@@ -67,6 +67,11 @@ pub struct StoreOptions {
     /// Size in bytes of the cache of hot records (heads, rows, members, markers) of each open
     /// shard. Default 16 MiB.
     pub shard_cache_bytes: usize,
+    /// Bytes of keys and values that each open shard holds back before it writes them to the
+    /// engine, so that records which change all the time are written once for many changes; a
+    /// write of them takes a few milliseconds of a processor. 0: every commit is written at
+    /// once. Default 128 KiB.
+    pub held_bytes_max: usize,
     /// Bytes per second that flushes and compactions may write together. Default 100 MB/s.
     pub background_write_bytes_per_second: u64,
     /// Called at named points of the write path. Default: does nothing.
@@ -85,6 +90,7 @@ impl StoreOptions {
             memtable_bytes: 64 * 1024 * 1024,
             block_cache_bytes: 256 * 1024 * 1024,
             shard_cache_bytes: 16 * 1024 * 1024,
+            held_bytes_max: 128 * 1024,
             background_write_bytes_per_second: 100_000_000,
             failpoint: |_| {},
             on_fatal: Arc::new(|_| {}),
@@ -155,6 +161,7 @@ impl fmt::Debug for StoreOptions {
             .field("memtable_bytes", &self.memtable_bytes)
             .field("block_cache_bytes", &self.block_cache_bytes)
             .field("shard_cache_bytes", &self.shard_cache_bytes)
+            .field("held_bytes_max", &self.held_bytes_max)
             .field(
                 "background_write_bytes_per_second",
                 &self.background_write_bytes_per_second,

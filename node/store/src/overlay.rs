@@ -1,8 +1,8 @@
-//! What the open batch of a shard has written so far.
+//! What the batches of a shard have changed since the engine was last written.
 //!
-//! Keys and values lie in one buffer that is reused from batch to batch, so that a put
-//! allocates nothing once the buffers have grown. Several puts of one key leave its last value.
-//! Owned by a `ShardStore`, empty between batches.
+//! Keys and values lie in one buffer that is reused, so that a put allocates nothing once the
+//! buffers have grown. Several puts of one key leave its last value. Owned by what a shard
+//! holds.
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -22,6 +22,8 @@ struct Pending {
     key: Span,
     value: Span,
     deleted: bool,
+    /// Not of the state: for the cache only.
+    remembered: bool,
 }
 
 /// See the module's description.
@@ -40,10 +42,12 @@ pub(crate) struct Change<'a> {
     pub(crate) key: &'a [u8],
     /// None: the key is deleted.
     pub(crate) value: Option<&'a [u8]>,
+    /// Not a change of the state.
+    pub(crate) remembered: bool,
 }
 
 impl Overlay {
-    /// The batch's own value of a key: `Some(None)` when it has deleted it.
+    /// The changed value of a key: `Some(None)` when it is deleted.
     pub(crate) fn get(&self, hash: u64, key: &[u8]) -> Option<Option<Bytes>> {
         let pending = &self.entries[self.position(hash, key)?];
         Some((!pending.deleted).then(|| Bytes::copy_from_slice(self.bytes(pending.value))))
@@ -51,6 +55,15 @@ impl Overlay {
 
     /// Sets a key's value, or deletes it.
     pub(crate) fn put(&mut self, hash: u64, key: &[u8], value: Option<&[u8]>) {
+        self.set(hash, key, value, false);
+    }
+
+    /// Sets what is only remembered of a key that is not one of the state.
+    pub(crate) fn remember(&mut self, hash: u64, key: &[u8], value: &[u8]) {
+        self.set(hash, key, Some(value), true);
+    }
+
+    fn set(&mut self, hash: u64, key: &[u8], value: Option<&[u8]>, remembered: bool) {
         let bytes = value.unwrap_or_default();
         if let Some(at) = self.position(hash, key) {
             let old = self.entries[at].value;
@@ -73,6 +86,7 @@ impl Overlay {
             key: self.append(key),
             value: self.append(bytes),
             deleted: value.is_none(),
+            remembered,
         };
         let at = length(self.entries.len());
         self.entries.push(pending);
@@ -81,26 +95,30 @@ impl Overlay {
             .insert_unique(hash, at, |&at| entries[at as usize].hash);
     }
 
-    /// The changes, each key once, nearly in key order: by its first eight bytes. What the
+    /// The changes of the state, each key once, nearly in key order: by its first eight bytes. What the
     /// engine inserts one after another then lies close together in its sorted memtable, and a
     /// delivery's three keys cost little more than one.
     pub(crate) fn changes_near_key_order(&mut self) -> impl Iterator<Item = Change<'_>> {
         self.order.clear();
-        self.order
-            .extend((0_u32..).zip(&self.entries).map(|(at, pending)| {
-                let key = &self.buffer[pending.key.at as usize..][..pending.key.len as usize];
-                let mut prefix = [0; 8];
-                let len = key.len().min(8);
-                prefix[..len].copy_from_slice(&key[..len]);
-                (u64::from_be_bytes(prefix), at)
-            }));
+        self.order.extend(
+            (0_u32..)
+                .zip(&self.entries)
+                .filter(|(_, pending)| !pending.remembered)
+                .map(|(at, pending)| {
+                    let key = &self.buffer[pending.key.at as usize..][..pending.key.len as usize];
+                    let mut prefix = [0; 8];
+                    let len = key.len().min(8);
+                    prefix[..len].copy_from_slice(&key[..len]);
+                    (u64::from_be_bytes(prefix), at)
+                }),
+        );
         self.order.sort_unstable();
         self.order
             .iter()
             .map(|&(_, at)| self.change(&self.entries[at as usize]))
     }
 
-    /// The changes, each key once.
+    /// The changes and what is remembered, each key once.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Change<'_>> {
         self.entries.iter().map(|pending| self.change(pending))
     }
@@ -133,6 +151,7 @@ impl Overlay {
             hash: pending.hash,
             key: self.bytes(pending.key),
             value: (!pending.deleted).then(|| self.bytes(pending.value)),
+            remembered: pending.remembered,
         }
     }
 
@@ -159,7 +178,7 @@ impl Overlay {
     }
 }
 
-/// A batch is one Raft entry, a few MiB at most, so its offsets fit 32 bits.
+/// What is held is at most its bound and one batch, a few MiB, so offsets fit 32 bits.
 fn length(value: usize) -> u32 {
     u32::try_from(value).expect("a batch is smaller than 4 GiB")
 }

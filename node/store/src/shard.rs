@@ -2,20 +2,30 @@
 //!
 //! `ShardStore` is the exclusive owner of its slots for writing; it may move between threads
 //! and is used by one at a time. `ShardReader` may be anywhere and sees what is committed.
+//!
+//! Commits are held back: what several batches have changed is gathered in memory and written
+//! to the engine as one, so that a record which changes with every message (a row, a head, a
+//! marker) is written once for many of them. It costs nothing: state is durable after a flush
+//! only, and the Raft log has what a crash takes away. Whoever wants to read the engine, flush
+//! it or take a snapshot first lets what is held be written, so that none of them can tell.
+//!
+//! Invariants: engine ≤ committed, and each is a whole number of batches; for every key that
+//! the record cache holds, cache = engine, except where what is held is newer.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use carillon_core::ReadView;
 use carillon_core::ids::{ShardId, SlotRange};
 use carillon_core::records::ShardClock;
+use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{ReadOptions, WriteBatch, WriteOptions};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::batch::ShardBatch;
-use crate::cache::{CacheStats, RecordCache};
+use crate::cache::{self, CacheStats, RecordCache};
 use crate::engine::{self, Engine};
 use crate::error::StoreError;
 use crate::overlay::Overlay;
@@ -24,70 +34,166 @@ use crate::scan::{self, ScanRange};
 use crate::snapshot::{PinnedSnapshot, ShardSnapshot};
 use crate::store::Claims;
 
-/// The writer of one shard. Made by [`crate::Store::shard`]; while it exists, no other writer
-/// of its slots does.
-pub struct ShardStore {
+/// What the engine adds to one key and value within a write batch.
+const ENGINE_BYTES_PER_CHANGE: usize = 8;
+
+/// What the writer of a shard shares with its readers.
+pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
-    pub(crate) claims: Claims,
     pub(crate) id: ShardId,
     pub(crate) slots: SlotRange,
     pub(crate) applied_key: AppliedKey,
-    pub(crate) record: Option<AppliedRecord>,
-    pub(crate) overlay: Overlay,
-    pub(crate) cache: RefCell<RecordCache>,
-    pub(crate) record_buffer: BytesMut,
-    pub(crate) write_options: WriteOptions,
+    /// Commits are held that the engine does not have.
+    behind: AtomicBool,
+    /// Locked for the length of a batch, and while what is held is written.
+    held: Mutex<Held>,
+    held_bytes_max: usize,
     /// Of the hash of keys: differs between processes, so that no client can choose ids that
     /// collide.
     pub(crate) hash_seed: u64,
 }
 
-impl ShardStore {
-    /// A writer whose slots are entered in `claims`; it removes them when it is dropped.
-    pub(crate) fn claimed(
+/// What is committed and not written, and the record cache.
+pub(crate) struct Held {
+    pub(crate) overlay: Overlay,
+    pub(crate) cache: RefCell<RecordCache>,
+    /// The encoded applied record of the last commit.
+    pub(crate) record: BytesMut,
+    write_options: WriteOptions,
+}
+
+impl Shared {
+    pub(crate) fn new(
         engine: Arc<Engine>,
-        claims: Claims,
         id: ShardId,
         slots: SlotRange,
         cache: RecordCache,
+        held_bytes_max: usize,
         hash_seed: u64,
     ) -> Self {
         Self {
             engine,
-            claims,
             id,
             slots,
             applied_key: record::applied_key(id),
-            record: None,
-            overlay: Overlay::default(),
-            cache: RefCell::new(cache),
-            record_buffer: BytesMut::new(),
-            write_options: engine::state_write_options(),
+            behind: AtomicBool::new(false),
+            held: Mutex::new(Held {
+                overlay: Overlay::default(),
+                cache: RefCell::new(cache),
+                record: BytesMut::new(),
+                write_options: engine::state_write_options(),
+            }),
+            held_bytes_max,
             hash_seed,
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock()
+    }
+
+    /// A batch was committed into what is held: writes it when it has become much.
+    pub(crate) fn committed(&self, held: &mut Held) -> Result<(), StoreError> {
+        self.behind.store(true, Ordering::Release);
+        if held.overlay.bytes_len() < self.held_bytes_max {
+            return Ok(());
+        }
+        self.write(held)
+    }
+
+    /// Lets the engine have everything committed so far.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    pub(crate) fn write_held(&self) -> Result<(), StoreError> {
+        if !self.behind.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut held = self.held.lock();
+        if !self.behind.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.write(&mut held)
+    }
+
+    /// For reads, which cannot return an error.
+    fn write_held_or_die(&self) {
+        if let Err(error) = self.write_held() {
+            self.engine.die("a write before a read", error);
+        }
+    }
+
+    fn write(&self, held: &mut Held) -> Result<(), StoreError> {
+        self.engine.check()?;
+        self.engine.hit("store.before_write");
+        let overlay = &mut held.overlay;
+        let bytes =
+            overlay.bytes_len() + held.record.len() + (overlay.len() + 2) * ENGINE_BYTES_PER_CHANGE;
+        let mut writes = WriteBatch::with_capacity_bytes(bytes);
+        for change in overlay.changes_near_key_order() {
+            match change.value {
+                Some(value) => writes.put(change.key, value),
+                None => writes.delete(change.key),
+            }
+        }
+        writes.put(self.applied_key, &held.record);
+        self.engine.write(writes, &held.write_options)?;
+
+        let cache = held.cache.get_mut();
+        for change in held.overlay.changes() {
+            if cache::is_cached(change.key) {
+                cache.put(change.hash, change.key, change.value);
+            }
+        }
+        held.overlay.clear();
+        self.behind.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn owns(&self, key: &[u8]) -> bool {
+        &self.slots.key_start()[..] <= key && key < &self.slots.key_end()[..]
+    }
+}
+
+/// The writer of one shard. Made by [`crate::Store::shard`]; while it exists, no other writer
+/// of its slots does.
+pub struct ShardStore {
+    pub(crate) shared: Arc<Shared>,
+    claims: Claims,
+    pub(crate) record: Option<AppliedRecord>,
+}
+
+impl ShardStore {
+    /// A writer whose slots are entered in `claims`; it removes them when it is dropped.
+    pub(crate) fn claimed(shared: Arc<Shared>, claims: Claims) -> Self {
+        Self {
+            shared,
+            claims,
+            record: None,
         }
     }
 
     /// Reads the applied record as of the last commit.
     pub(crate) fn load_record(&mut self) -> Result<(), StoreError> {
-        self.record = self
-            .engine
-            .get(&self.applied_key)
+        let engine = &self.shared.engine;
+        self.record = engine
+            .get(&self.shared.applied_key)
             .map(|value| record::decode(&value))
             .transpose()
-            .map_err(|error| self.engine.poison_with(error))?;
+            .map_err(|error| engine.poison_with(error))?;
         Ok(())
     }
 
     /// The shard's id.
     #[must_use]
     pub fn id(&self) -> ShardId {
-        self.id
+        self.shared.id
     }
 
     /// The slots that the shard holds.
     #[must_use]
     pub fn slots(&self) -> SlotRange {
-        self.slots
+        self.shared.slots
     }
 
     /// The `applied` bytes of the last commit or installed snapshot; after [`crate::Store::open`]
@@ -106,18 +212,16 @@ impl ShardStore {
             .unwrap_or_default()
     }
 
-    /// Opens a batch. Dropped without a commit, it changes nothing.
+    /// Opens a batch, which readers wait for; see [`ShardBatch`].
     pub fn begin(&mut self) -> ShardBatch<'_> {
-        ShardBatch::new(self)
+        ShardBatch::new(&self.shared, &mut self.record)
     }
 
     /// A reader of what is committed, always the latest, for any thread.
     #[must_use]
     pub fn reader(&self) -> ShardReader {
         ShardReader {
-            engine: Arc::clone(&self.engine),
-            id: self.id,
-            slots: self.slots,
+            shared: Arc::clone(&self.shared),
             snapshot: None,
         }
     }
@@ -135,41 +239,42 @@ impl ShardStore {
     /// # Errors
     /// [`StoreError::Poisoned`]: the process must stop.
     pub fn clear(&mut self) -> Result<(), StoreError> {
-        self.engine.check()?;
+        let shared = &self.shared;
+        shared.engine.check()?;
+        shared.write_held()?;
         let mut writes = WriteBatch::default();
-        writes.delete_range(self.slots.key_start(), self.slots.key_end());
-        writes.delete(self.applied_key);
-        self.engine.write(writes, &self.write_options)?;
-        self.cache.get_mut().clear();
+        writes.delete_range(shared.slots.key_start(), shared.slots.key_end());
+        writes.delete(shared.applied_key);
+        shared
+            .engine
+            .write(writes, &engine::state_write_options())?;
+        shared.lock().cache.get_mut().clear();
         self.record = None;
-        self.engine.flush()
+        shared.engine.flush()
     }
 
     /// Approximate size on disk, in bytes; what no flush has written yet is not counted.
     #[must_use]
     pub fn approximate_bytes(&self) -> u64 {
-        self.engine
-            .approximate_bytes(&self.slots.key_start(), &self.slots.key_end())
+        let shared = &self.shared;
+        shared
+            .engine
+            .approximate_bytes(&shared.slots.key_start(), &shared.slots.key_end())
     }
 
     /// How the record cache is doing.
     #[must_use]
     pub fn cache_stats(&self) -> CacheStats {
-        self.cache.borrow().stats()
-    }
-
-    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
-        xxh3_64_with_seed(key, self.hash_seed)
-    }
-
-    pub(crate) fn owns(&self, key: &[u8]) -> bool {
-        &self.slots.key_start()[..] <= key && key < &self.slots.key_end()[..]
+        self.shared.lock().cache.borrow().stats()
     }
 }
 
 impl Drop for ShardStore {
     fn drop(&mut self) {
-        self.claims.lock().remove(&self.id);
+        if let Err(error) = self.shared.write_held() {
+            tracing::error!(shard = self.shared.id.0, %error, "the last commits are left to the log");
+        }
+        self.claims.lock().remove(&self.shared.id);
     }
 }
 
@@ -179,9 +284,7 @@ impl Drop for ShardStore {
 /// An engine error ends the process (see [`crate::StoreOptions::on_fatal`]).
 #[derive(Clone)]
 pub struct ShardReader {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) id: ShardId,
-    pub(crate) slots: SlotRange,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) snapshot: Option<Arc<PinnedSnapshot>>,
 }
 
@@ -189,13 +292,13 @@ impl ShardReader {
     /// The shard's id.
     #[must_use]
     pub fn id(&self) -> ShardId {
-        self.id
+        self.shared.id
     }
 
     /// The slots that the shard holds.
     #[must_use]
     pub fn slots(&self) -> SlotRange {
-        self.slots
+        self.shared.slots
     }
 
     /// Everything committed so far (for a reader of a snapshot: in that snapshot), state and
@@ -205,32 +308,40 @@ impl ShardReader {
     /// # Errors
     /// [`StoreError::Corrupt`] or [`StoreError::Poisoned`]: the process must stop.
     pub fn snapshot(&self) -> Result<ShardSnapshot, StoreError> {
-        self.engine.check()?;
+        let engine = &self.shared.engine;
+        engine.check()?;
         let pinned = match &self.snapshot {
             Some(pinned) => Arc::clone(pinned),
-            None => Arc::new(PinnedSnapshot::new(&self.engine)),
+            None => {
+                self.shared.write_held()?;
+                Arc::new(PinnedSnapshot::new(engine))
+            }
         };
         let reader = Self {
             snapshot: Some(pinned),
             ..self.clone()
         };
         let record = reader
-            .get(&record::applied_key(self.id))
+            .get(&self.shared.applied_key)
             .map(|value| record::decode(&value))
             .transpose()
-            .map_err(|error| self.engine.poison_with(error))?;
+            .map_err(|error| engine.poison_with(error))?;
         Ok(ShardSnapshot::new(reader, record))
     }
 }
 
 impl ReadView for ShardReader {
     fn get(&self, key: &[u8]) -> Option<Bytes> {
+        let engine = &self.shared.engine;
         match &self.snapshot {
-            None => self.engine.get(key),
+            None => {
+                self.shared.write_held_or_die();
+                engine.get(key)
+            }
             Some(snapshot) => {
                 let mut options = ReadOptions::default();
                 options.set_snapshot(snapshot.get());
-                self.engine.get_with(key, &options)
+                engine.get_with(key, &options)
             }
         }
     }
@@ -242,8 +353,11 @@ impl ReadView for ShardReader {
         reverse: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) {
+        if self.snapshot.is_none() {
+            self.shared.write_held_or_die();
+        }
         let range = ScanRange { from, to, reverse };
         // Whether the visitor stopped makes no difference here.
-        let _ = scan::committed(&self.engine, self.snapshot.as_deref(), range, visit);
+        let _ = scan::committed(&self.shared.engine, self.snapshot.as_deref(), range, visit);
     }
 }

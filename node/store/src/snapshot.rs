@@ -111,13 +111,13 @@ impl ShardSnapshot {
     /// The shard's id.
     #[must_use]
     pub fn id(&self) -> ShardId {
-        self.reader.id
+        self.reader.shared.id
     }
 
     /// The slots that the snapshot covers.
     #[must_use]
     pub fn slots(&self) -> SlotRange {
-        self.reader.slots
+        self.reader.shared.slots
     }
 
     /// The `applied` bytes of the last commit in the snapshot; none if there was none.
@@ -203,7 +203,7 @@ impl ShardSnapshot {
         let mut open: Option<OpenFile<'_>> = None;
         let mut close = |file: OpenFile<'_>, done: &mut SnapshotProgress| {
             files.written.push(file.finish()?);
-            self.reader.engine.hit("store.snapshot.file");
+            self.reader.shared.engine.hit("store.snapshot.file");
             done.files += 1;
             match progress(*done) {
                 ControlFlow::Continue(()) => Ok(()),
@@ -235,8 +235,8 @@ impl ShardSnapshot {
 
     /// Visits every state key in order, without filling the block cache with them.
     fn each(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let engine = &self.reader.engine;
-        let slots = self.reader.slots;
+        let engine = &self.reader.shared.engine;
+        let slots = self.reader.shared.slots;
         let mut iterator = engine.iterate(
             &slots.key_start(),
             &slots.key_end(),

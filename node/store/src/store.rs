@@ -14,10 +14,16 @@ use crate::error::StoreError;
 use crate::install;
 use crate::options::StoreOptions;
 use crate::record::{self, APPLIED_END, RESERVED_PREFIX};
-use crate::shard::ShardStore;
+use crate::shard::{ShardStore, Shared};
 
-/// The shards that are open and their slots.
-pub(crate) type Claims = Arc<Mutex<BTreeMap<ShardId, SlotRange>>>;
+/// A shard that is open.
+pub(crate) struct Claim {
+    slots: SlotRange,
+    shared: Arc<Shared>,
+}
+
+/// The shards that are open.
+pub(crate) type Claims = Arc<Mutex<BTreeMap<ShardId, Claim>>>;
 
 /// What the engine reports about the state of all shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +53,7 @@ pub struct Store {
     engine: Arc<Engine>,
     claims: Claims,
     shard_cache_bytes: usize,
+    held_bytes_max: usize,
     hash_seed: u64,
     interrupted_installs: Arc<[ShardId]>,
 }
@@ -67,6 +74,7 @@ impl Store {
             engine,
             claims: Claims::default(),
             shard_cache_bytes: options.shard_cache_bytes,
+            held_bytes_max: options.held_bytes_max,
             hash_seed: RandomState::new().hash_one(0_u8),
             interrupted_installs: interrupted_installs.into(),
         })
@@ -81,22 +89,27 @@ impl Store {
         self.engine.check()?;
         let mut claims = self.claims.lock();
         let taken = claims.iter().find(|(open, claimed)| {
-            **open == id || (claimed.first <= slots.last && slots.first <= claimed.last)
+            **open == id || (claimed.slots.first <= slots.last && slots.first <= claimed.slots.last)
         });
         if let Some((&open, _)) = taken {
             return Err(StoreError::InUse { wanted: id, open });
         }
-        claims.insert(id, slots);
-        drop(claims);
-        // From here on the writer gives its claim back when it is dropped, also on an error.
-        let mut shard = ShardStore::claimed(
+        let shared = Arc::new(Shared::new(
             Arc::clone(&self.engine),
-            Arc::clone(&self.claims),
             id,
             slots,
             RecordCache::new(self.shard_cache_bytes),
+            self.held_bytes_max,
             self.hash_seed,
-        );
+        ));
+        let claim = Claim {
+            slots,
+            shared: Arc::clone(&shared),
+        };
+        claims.insert(id, claim);
+        drop(claims);
+        // From here on the writer gives its claim back when it is dropped, also on an error.
+        let mut shard = ShardStore::claimed(shared, Arc::clone(&self.claims));
         shard.load_record()?;
         Ok(shard)
     }
@@ -122,6 +135,15 @@ impl Store {
     /// [`StoreError::Poisoned`], [`StoreError::Corrupt`]: the process must stop.
     pub fn applied(&self) -> Result<BTreeMap<ShardId, Bytes>, StoreError> {
         self.engine.check()?;
+        let open: Vec<_> = self
+            .claims
+            .lock()
+            .values()
+            .map(|claim| Arc::clone(&claim.shared))
+            .collect();
+        for shard in open {
+            shard.write_held()?;
+        }
         let mut applied = BTreeMap::new();
         let mut iterator = self
             .engine

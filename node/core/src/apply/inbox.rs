@@ -8,7 +8,8 @@
 use super::{Context, Delivery, Effects, Event};
 use crate::ids::{ConversationId, DeviceId, InboxSeq, Seq, TimestampMs, UserId};
 use crate::keys::UserKeys;
-use crate::records::{CursorRecord, InboxHead, InboxRecord, Row, SKIP_STRIDES, Skips};
+use crate::read;
+use crate::records::{CursorRecord, InboxRecord, Row, SKIP_STRIDES, Skips};
 use crate::reply::{Refusal, Reply};
 use crate::view::{View, load};
 
@@ -19,6 +20,14 @@ pub(super) struct Entry {
     pub at: TimestampMs,
     pub sender: UserId,
     pub countable: bool,
+}
+
+/// The last entry of the inbox: as remembered, else as found.
+fn inbox_head(view: &impl View, keys: &UserKeys<'_>, user: &UserId) -> InboxSeq {
+    match view.recall(&keys.inbox_head()) {
+        Some(head) => InboxSeq(head),
+        None => read::inbox_head(view, user),
+    }
 }
 
 pub(super) fn deliver(
@@ -45,9 +54,7 @@ pub(super) fn deliver(
         if entry.seq <= row.last_delivered {
             continue;
         }
-        let head_key = keys.inbox_head();
-        let mut head = load::<InboxHead>(view, &head_key).unwrap_or_default();
-        head.last = head.last.next();
+        let inbox_seq = inbox_head(view, &keys, &user).next();
         record.sender_is_self = user == entry.sender;
         let counts = entry.countable && !record.sender_is_self;
         record.previous = row.last_inbox_seq;
@@ -57,13 +64,13 @@ pub(super) fn deliver(
         for (level, stride) in SKIP_STRIDES.into_iter().enumerate() {
             let on_level = row.delivered.is_multiple_of(stride);
             record.skips[level] = if on_level {
-                std::mem::replace(&mut row.skips[level], head.last)
+                std::mem::replace(&mut row.skips[level], inbox_seq)
             } else {
                 InboxSeq(0)
             };
         }
         row.last_delivered = entry.seq;
-        row.last_inbox_seq = head.last;
+        row.last_inbox_seq = inbox_seq;
         row.last_at = entry.at;
         row.left = leaving.contains(&user);
         if row.left {
@@ -73,11 +80,11 @@ pub(super) fn deliver(
         } else if counts && entry.seq > row.read_seq {
             row.unread += 1;
         }
-        cx.save(view, &keys.inbox(head.last), &record);
+        cx.save(view, &keys.inbox(inbox_seq), &record);
         cx.save(view, &row_key, &row);
-        cx.save(view, &head_key, &head);
+        view.remember(&keys.inbox_head(), inbox_seq.0);
         deliveries.push(Delivery {
-            inbox_seq: head.last,
+            inbox_seq,
             unread: row.unread,
             user,
         });
@@ -174,9 +181,8 @@ pub(super) fn ack_cursor(
     inbox_seq: InboxSeq,
 ) -> Effects {
     let keys = UserKeys::new(user);
-    let head = load::<InboxHead>(view, &keys.inbox_head()).unwrap_or_default();
     let moved = CursorRecord {
-        inbox_seq: inbox_seq.min(head.last),
+        inbox_seq: inbox_seq.min(inbox_head(view, &keys, user)),
     };
     let key = keys.cursor(device);
     let kept = load::<CursorRecord>(view, &key);

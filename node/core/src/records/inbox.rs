@@ -1,4 +1,4 @@
-//! The records of a user: the inbox and its end, the rows of the conversation list, the
+//! The records of a user: the inbox, the rows of the conversation list, the
 //! cursors of the devices.
 
 use bytes::{BufMut, BytesMut};
@@ -6,27 +6,6 @@ use bytes::{BufMut, BytesMut};
 use super::Record;
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{ConversationId, InboxSeq, Seq, TimestampMs};
-
-/// Where a user's inbox ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InboxHead {
-    /// The last entry.
-    pub last: InboxSeq,
-}
-
-impl Record for InboxHead {
-    const NAME: &'static str = "inbox head";
-
-    fn write(&self, out: &mut BytesMut) {
-        put_varint(out, self.last.0);
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(InboxHead {
-            last: InboxSeq(reader.varint()?),
-        })
-    }
-}
 
 /// One entry of a user's inbox: a reference to a message.
 #[derive(Clone, Debug, PartialEq, Eq)]

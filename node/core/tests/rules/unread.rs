@@ -34,6 +34,14 @@ impl View for Counting<'_> {
     fn delete(&mut self, key: &[u8]) {
         self.view.delete(key);
     }
+
+    fn remember(&mut self, key: &[u8], value: u64) {
+        self.view.remember(key, value);
+    }
+
+    fn recall(&self, key: &[u8]) -> Option<u64> {
+        self.view.recall(key)
+    }
 }
 
 #[test]

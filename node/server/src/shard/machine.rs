@@ -14,7 +14,6 @@ use carillon_core::ids::{ConversationId, Seq, ShardId};
 use carillon_core::records::{MessageRecord, ShardClock};
 use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
 use carillon_store::ShardStore;
-use parking_lot::Mutex;
 
 use super::checksums::Checksums;
 use crate::fanout::Fanout;
@@ -25,8 +24,7 @@ use crate::peer::snapshot::{Content, ReceivedSnapshot, clock_of};
 pub struct ShardMachine {
     shard: ShardId,
     flusher: Arc<Flusher>,
-    /// Locked only by those who have not the machine for themselves.
-    state: Mutex<ShardStore>,
+    state: ShardStore,
     clock: ShardClock,
     /// Set while this replica leads: then what is stored is fanned out from here.
     leading: Arc<AtomicBool>,
@@ -48,7 +46,7 @@ impl ShardMachine {
         Self {
             shard,
             flusher,
-            state: Mutex::new(state),
+            state,
             clock,
             leading,
             fanout,
@@ -60,14 +58,14 @@ impl ShardMachine {
 
 impl Machine for ShardMachine {
     fn applied(&self) -> Option<Bytes> {
-        self.state.lock().applied().cloned()
+        self.state.applied().cloned()
     }
 
     fn apply(&mut self, entries: &[CommittedEntry], applied: Bytes) -> Vec<Vec<Effects>> {
         let leading = self.leading.load(Ordering::Acquire);
         let mut all = Vec::with_capacity(entries.len());
         let mut checksum = None;
-        let mut batch = self.state.get_mut().begin();
+        let mut batch = self.state.begin();
         for entry in entries {
             let Some(payload) = &entry.payload else {
                 all.push(Vec::new());
@@ -116,7 +114,7 @@ impl Machine for ShardMachine {
             fatal(self.shard, "write of applied state", &error);
         }
         if let Some((nonce, index)) = checksum {
-            match self.state.get_mut().snapshot() {
+            match self.state.snapshot() {
                 Ok(snapshot) => self.checksums.compute(nonce, index, snapshot),
                 Err(error) => fatal(self.shard, "snapshot for a checksum", &error),
             }
@@ -138,7 +136,7 @@ impl Machine for ShardMachine {
     }
 
     fn snapshot(&self) -> io::Result<(Bytes, SnapshotContent)> {
-        let snapshot = self.state.lock().snapshot().map_err(io::Error::other)?;
+        let snapshot = self.state.snapshot().map_err(io::Error::other)?;
         let applied = snapshot.applied().cloned().ok_or_else(|| {
             io::Error::other(format!("shard {} has nothing applied", self.shard.0))
         })?;
@@ -151,7 +149,6 @@ impl Machine for ShardMachine {
             .map_err(|_| io::Error::other("a snapshot of another kind was handed to a shard"))?;
         let clock = clock_of(&received)?;
         self.state
-            .get_mut()
             .install(received.files(), &applied, clock)
             .map_err(io::Error::other)?;
         self.clock = clock;

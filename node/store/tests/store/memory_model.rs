@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use carillon_core::ids::ShardId;
-use carillon_core::{ReadView, View};
+use carillon_core::{ReadView, View, keys};
 use carillon_store::{Store, StoreError, StoreOptions};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -18,12 +18,8 @@ enum Step {
     Delete(Vec<u8>),
     Get(Vec<u8>),
     Scan(Vec<u8>, Vec<u8>, bool, usize),
-}
-
-#[derive(Debug, Clone)]
-enum End {
-    Commit,
-    Abandon,
+    Remember(Vec<u8>, u64),
+    Recall(Vec<u8>),
 }
 
 #[derive(Debug, Clone)]
@@ -39,6 +35,11 @@ fn a_key() -> impl Strategy<Value = Vec<u8>> {
     (10..14_u16, 0..KINDS.len(), 0..6_u64).prop_map(|(slot, kind, id)| key(slot, KINDS[kind], id))
 }
 
+/// Keys that are never those of the state.
+fn a_remembered_key() -> impl Strategy<Value = Vec<u8>> {
+    (10..14_u16, 0..6_u64).prop_map(|(slot, id)| key(slot, keys::INBOX_HEAD, id))
+}
+
 fn a_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (a_key(), vec(any::<u8>(), 0..120)).prop_map(|(k, v)| Step::Put(k, v)),
@@ -46,13 +47,16 @@ fn a_step() -> impl Strategy<Value = Step> {
         4 => a_key().prop_map(Step::Get),
         1 => (a_key(), a_key(), any::<bool>(), 1..20_usize)
             .prop_map(|(from, to, reverse, limit)| Step::Scan(from, to, reverse, limit)),
+        2 => (a_remembered_key(), any::<u64>()).prop_map(|(k, v)| Step::Remember(k, v)),
+        2 => a_remembered_key().prop_map(Step::Recall),
     ]
 }
 
-fn a_batch() -> impl Strategy<Value = (Vec<Step>, End, After)> {
+/// Steps, whether the state is read after the commit, and what happens then.
+fn a_batch() -> impl Strategy<Value = (Vec<Step>, bool, After)> {
     (
         vec(a_step(), 0..30),
-        prop_oneof![4 => Just(End::Commit), 1 => Just(End::Abandon)],
+        prop::bool::weighted(0.3),
         prop_oneof![
             12 => Just(After::Nothing),
             2 => Just(After::Flush),
@@ -106,17 +110,22 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn behaves_like_a_sorted_map(batches in vec(a_batch(), 1..40), cache_bytes in prop_oneof![Just(0_usize), Just(700), Just(1 << 20)]) {
+    fn behaves_like_a_sorted_map(
+        batches in vec(a_batch(), 1..40),
+        cache_bytes in prop_oneof![Just(0_usize), Just(700), Just(1 << 20)],
+        held_bytes_max in prop_oneof![Just(0_usize), Just(700), Just(1 << 20)],
+    ) {
         let dir = tempfile::tempdir().unwrap();
-        let options = StoreOptions { shard_cache_bytes: cache_bytes, ..states::options(dir.path()) };
+        let options = StoreOptions { shard_cache_bytes: cache_bytes, held_bytes_max, ..states::options(dir.path()) };
         let range = slots(10, 13);
         let mut store = Store::open(&options).unwrap();
         let mut shard = store.shard(SHARD, range).unwrap();
         let mut committed = State::new();
+        let mut remembered = State::new();
         let mut applied = None;
-        for (n, (steps, end, after)) in batches.into_iter().enumerate() {
-            let reader = shard.reader();
+        for (n, (steps, read, after)) in batches.into_iter().enumerate() {
             let mut state = committed.clone();
+            let mut remembering = remembered.clone();
             let mut batch = shard.begin();
             for step in steps {
                 match step {
@@ -131,23 +140,26 @@ proptest! {
                     Step::Get(key) => {
                         let found = batch.get(&key).map(|value| value.to_vec());
                         prop_assert_eq!(found, state.get(&key).cloned());
-                        let found = reader.get(&key).map(|value| value.to_vec());
-                        prop_assert_eq!(found, committed.get(&key).cloned());
+                    }
+                    Step::Remember(key, value) => {
+                        batch.remember(&key, value);
+                        remembering.insert(key, value.to_le_bytes().to_vec());
+                    }
+                    Step::Recall(key) => {
+                        // It may have been forgotten, but is never another value.
+                        if let Some(value) = batch.recall(&key) {
+                            prop_assert_eq!(Some(&value.to_le_bytes().to_vec()), remembering.get(&key));
+                        }
                     }
                     Step::Scan(from, to, reverse, limit) => {
                         prop_assert_eq!(scan(&batch, &from, &to, reverse, limit), model_scan(&state, &from, &to, reverse, limit));
-                        prop_assert_eq!(scan(&reader, &from, &to, reverse, limit), model_scan(&committed, &from, &to, reverse, limit));
                     }
                 }
             }
-            match end {
-                End::Commit => {
-                    batch.commit(&n.to_be_bytes(), clock(n as u64)).unwrap();
-                    committed = state;
-                    applied = Some(n);
-                }
-                End::Abandon => drop(batch),
-            }
+            batch.commit(&n.to_be_bytes(), clock(n as u64)).unwrap();
+            committed = state;
+            remembered = remembering;
+            applied = Some(n);
             match after {
                 After::Nothing => {}
                 After::Flush => {
@@ -156,7 +168,7 @@ proptest! {
                 }
                 After::Compact => store.compact(),
                 After::Reopen => {
-                    drop((shard, reader));
+                    drop(shard);
                     drop(store);
                     store = Store::open(&options).unwrap();
                     shard = store.shard(SHARD, range).unwrap();
@@ -170,8 +182,13 @@ proptest! {
             prop_assert!(shard.cache_stats().bytes <= cache_bytes);
             prop_assert_eq!(shard.applied().map(|a| a.to_vec()), applied.map(|n| n.to_be_bytes().to_vec()));
             prop_assert_eq!(shard.clock(), applied.map(|n| clock(n as u64)).unwrap_or_default());
-            prop_assert_eq!(contents(&shard.reader(), range), committed.clone());
             prop_assert_eq!(contents(&shard.begin(), range), committed.clone());
+            // Reading writes what is held, so it is not done after every batch.
+            if read {
+                prop_assert_eq!(contents(&shard.reader(), range), committed.clone());
+                let snapshot = shard.snapshot().unwrap();
+                prop_assert_eq!(snapshot.applied(), shard.applied());
+            }
         }
     }
 }

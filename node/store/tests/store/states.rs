@@ -11,11 +11,10 @@ use carillon_store::{ShardBatch, ShardStore, Store, StoreOptions};
 pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Kinds that the store caches and kinds that it does not.
-pub const KINDS: [u8; 6] = [
+pub const KINDS: [u8; 5] = [
     keys::CONVERSATION_HEAD,
     keys::MESSAGE,
     keys::OUTBOX,
-    keys::INBOX_HEAD,
     keys::INBOX,
     keys::ROW,
 ];
