@@ -37,6 +37,7 @@ pub struct Context<'a> {
     shard: ShardId,
     at: TimestampMs,
     clock: &'a mut ShardClock,
+    with_deliveries: bool,
     scratch: BytesMut,
 }
 
@@ -48,8 +49,17 @@ impl<'a> Context<'a> {
             shard,
             at,
             clock,
+            with_deliveries: true,
             scratch: BytesMut::with_capacity(256),
         }
+    }
+
+    /// Leaves [`Event::Delivered`] out of the effects: a replica that does not lead tells
+    /// nobody. The state does not depend on it.
+    #[must_use]
+    pub fn without_deliveries(mut self) -> Self {
+        self.with_deliveries = false;
+        self
     }
 
     /// Encodes `record` and puts it under `key`.

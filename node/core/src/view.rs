@@ -17,6 +17,12 @@ pub trait ReadView {
     /// The value under `key`.
     fn get(&self, key: &[u8]) -> Option<Bytes>;
 
+    /// Gives the value under `key` to `visit`, without a copy where that is possible; does
+    /// not call it when there is none.
+    fn peek(&self, key: &[u8], visit: &mut dyn FnMut(&[u8])) {
+        self.get(key).iter().for_each(|value| visit(value));
+    }
+
     /// Gives keys and values within `[from, to)` to `f`, in key order or, with
     /// `reverse`, backward; stops when `f` says `Break`.
     fn scan(&self, from: &[u8], to: &[u8], reverse: bool, f: Visitor<'_>);
@@ -47,6 +53,16 @@ pub trait View: ReadView {
 #[inline]
 pub(crate) fn load<R: Record>(view: &(impl ReadView + ?Sized), key: &[u8]) -> Option<R> {
     view.get(key).map(|value| intact(key, R::decode(&value)))
+}
+
+/// Like [`load`], for records without strings, which would be copied.
+#[inline]
+pub(crate) fn load_plain<R: Record>(view: &(impl ReadView + ?Sized), key: &[u8]) -> Option<R> {
+    let mut record = None;
+    view.peek(key, &mut |value| {
+        record = Some(intact(key, R::decode_slice(value)));
+    });
+    record
 }
 
 /// The decoded record, or the end of the process.

@@ -213,6 +213,7 @@ impl Node {
         tokio::spawn(self.services.router.clone().run());
         tokio::spawn(self.services.beat.clone().run());
         tokio::spawn(self.services.fanout.clone().run());
+        tokio::spawn(self.services.gateway.clone().run());
         tokio::spawn(flush::run(
             self.cluster().clone(),
             self.log.clone(),

@@ -86,20 +86,33 @@ impl Drop for ShardBatch<'_> {
 
 impl ReadView for ShardBatch<'_> {
     fn get(&self, key: &[u8]) -> Option<Bytes> {
+        let mut found = None;
+        self.peek(key, &mut |value| {
+            found = Some(Bytes::copy_from_slice(value))
+        });
+        found
+    }
+
+    fn peek(&self, key: &[u8], visit: &mut dyn FnMut(&[u8])) {
         let hash = self.hash(key);
-        if let Some(written) = self.held.overlay.get(hash, key) {
-            return written;
+        if let Some(changed) = self.held.overlay.get(hash, key) {
+            return changed.into_iter().for_each(visit);
         }
         if !cache::is_cached(key) {
-            return self.shared.engine.get(key);
+            return self
+                .shared
+                .engine
+                .get(key)
+                .iter()
+                .for_each(|value| visit(value));
         }
         let mut cache = self.held.cache.borrow_mut();
         if let Some(known) = cache.get(hash, key) {
-            return known;
+            return known.into_iter().for_each(visit);
         }
         let value = self.shared.engine.get(key);
         cache.put(hash, key, value.as_deref());
-        value
+        value.iter().for_each(|value| visit(value));
     }
 
     fn scan(
@@ -113,7 +126,7 @@ impl ReadView for ShardBatch<'_> {
             .held
             .overlay
             .changes()
-            .filter(|change| !change.remembered && from <= change.key && change.key < to)
+            .filter(|change| from <= change.key && change.key < to)
             .map(|change| (change.key, change.value))
             .collect();
         scan::overlaid(
@@ -136,14 +149,12 @@ impl View for ShardBatch<'_> {
 
     fn remember(&mut self, key: &[u8], value: u64) {
         let hash = self.hash(key);
-        self.held.overlay.remember(hash, key, &value.to_le_bytes());
+        // Not taken back when the batch is not committed: the store is unusable then.
+        self.open = true;
+        self.held.remembered.put(hash, key, value);
     }
 
     fn recall(&self, key: &[u8]) -> Option<u64> {
-        let hash = self.hash(key);
-        let written = self.held.overlay.get(hash, key);
-        let value = written.or_else(|| self.held.cache.borrow_mut().get(hash, key));
-        let bytes = value??;
-        Some(u64::from_le_bytes(bytes[..].try_into().ok()?))
+        self.held.remembered.get(self.hash(key), key)
     }
 }

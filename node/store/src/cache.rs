@@ -6,7 +6,6 @@
 //! to leave is found by a clock hand, so that what was read lately stays. Owned by one
 //! `ShardStore`, used by one thread at a time.
 
-use bytes::Bytes;
 use carillon_core::keys;
 use hashbrown::HashTable;
 
@@ -24,7 +23,6 @@ pub(crate) fn is_cached(key: &[u8]) -> bool {
                 | keys::CONVERSATION_HEAD
                 | keys::MEMBER
                 | keys::OUTBOX
-                | keys::INBOX_HEAD
                 | keys::ROW
                 | keys::CURSOR
         )
@@ -83,7 +81,7 @@ impl RecordCache {
     }
 
     /// The value of a key, or that it is absent, if the cache knows.
-    pub(crate) fn get(&mut self, hash: u64, key: &[u8]) -> Option<Option<Bytes>> {
+    pub(crate) fn get(&mut self, hash: u64, key: &[u8]) -> Option<Option<&[u8]>> {
         let Some(at) = self.position(hash, key) else {
             self.misses += 1;
             return None;
@@ -91,11 +89,7 @@ impl RecordCache {
         self.hits += 1;
         let record = &mut self.records[at];
         record.referenced = true;
-        Some(
-            record
-                .present
-                .then(|| Bytes::copy_from_slice(&record.value)),
-        )
+        Some(record.present.then_some(&record.value[..]))
     }
 
     /// Remembers the committed value of a key, or that it is absent.
@@ -219,10 +213,7 @@ mod tests {
         assert_eq!(cache.get(hash(b"a"), b"a"), None);
         cache.put(hash(b"a"), b"a", Some(b"1"));
         cache.put(hash(b"e"), b"e", None);
-        assert_eq!(
-            cache.get(hash(b"a"), b"a"),
-            Some(Some(Bytes::from_static(b"1")))
-        );
+        assert_eq!(cache.get(hash(b"a"), b"a"), Some(Some(&b"1"[..])));
         assert_eq!(cache.get(hash(b"e"), b"e"), Some(None));
         cache.put(hash(b"a"), b"a", None);
         assert_eq!(cache.get(hash(b"a"), b"a"), Some(None));

@@ -77,7 +77,7 @@ impl ShardStore {
         // before it, that is little.
         engine.flush()?;
         engine.ingest(staged)?;
-        shared.lock().cache.get_mut().clear();
+        shared.lock().forget();
         self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,

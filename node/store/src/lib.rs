@@ -35,6 +35,7 @@ mod install;
 mod options;
 mod overlay;
 mod record;
+mod remembered;
 mod scan;
 mod shard;
 mod snapshot;

@@ -4,7 +4,6 @@
 //! buffers have grown. Several puts of one key leave its last value. Owned by what a shard
 //! holds.
 
-use bytes::Bytes;
 use hashbrown::HashTable;
 
 /// Buffers larger than this are given back after the batch that needed them.
@@ -22,8 +21,6 @@ struct Pending {
     key: Span,
     value: Span,
     deleted: bool,
-    /// Not of the state: for the cache only.
-    remembered: bool,
 }
 
 /// See the module's description.
@@ -42,28 +39,17 @@ pub(crate) struct Change<'a> {
     pub(crate) key: &'a [u8],
     /// None: the key is deleted.
     pub(crate) value: Option<&'a [u8]>,
-    /// Not a change of the state.
-    pub(crate) remembered: bool,
 }
 
 impl Overlay {
     /// The changed value of a key: `Some(None)` when it is deleted.
-    pub(crate) fn get(&self, hash: u64, key: &[u8]) -> Option<Option<Bytes>> {
+    pub(crate) fn get(&self, hash: u64, key: &[u8]) -> Option<Option<&[u8]>> {
         let pending = &self.entries[self.position(hash, key)?];
-        Some((!pending.deleted).then(|| Bytes::copy_from_slice(self.bytes(pending.value))))
+        Some((!pending.deleted).then(|| self.bytes(pending.value)))
     }
 
     /// Sets a key's value, or deletes it.
     pub(crate) fn put(&mut self, hash: u64, key: &[u8], value: Option<&[u8]>) {
-        self.set(hash, key, value, false);
-    }
-
-    /// Sets what is only remembered of a key that is not one of the state.
-    pub(crate) fn remember(&mut self, hash: u64, key: &[u8], value: &[u8]) {
-        self.set(hash, key, Some(value), true);
-    }
-
-    fn set(&mut self, hash: u64, key: &[u8], value: Option<&[u8]>, remembered: bool) {
         let bytes = value.unwrap_or_default();
         if let Some(at) = self.position(hash, key) {
             let old = self.entries[at].value;
@@ -86,7 +72,6 @@ impl Overlay {
             key: self.append(key),
             value: self.append(bytes),
             deleted: value.is_none(),
-            remembered,
         };
         let at = length(self.entries.len());
         self.entries.push(pending);
@@ -95,30 +80,26 @@ impl Overlay {
             .insert_unique(hash, at, |&at| entries[at as usize].hash);
     }
 
-    /// The changes of the state, each key once, nearly in key order: by its first eight bytes. What the
+    /// The changes, each key once, nearly in key order: by its first eight bytes. What the
     /// engine inserts one after another then lies close together in its sorted memtable, and a
     /// delivery's three keys cost little more than one.
     pub(crate) fn changes_near_key_order(&mut self) -> impl Iterator<Item = Change<'_>> {
         self.order.clear();
-        self.order.extend(
-            (0_u32..)
-                .zip(&self.entries)
-                .filter(|(_, pending)| !pending.remembered)
-                .map(|(at, pending)| {
-                    let key = &self.buffer[pending.key.at as usize..][..pending.key.len as usize];
-                    let mut prefix = [0; 8];
-                    let len = key.len().min(8);
-                    prefix[..len].copy_from_slice(&key[..len]);
-                    (u64::from_be_bytes(prefix), at)
-                }),
-        );
+        self.order
+            .extend((0_u32..).zip(&self.entries).map(|(at, pending)| {
+                let key = &self.buffer[pending.key.at as usize..][..pending.key.len as usize];
+                let mut prefix = [0; 8];
+                let len = key.len().min(8);
+                prefix[..len].copy_from_slice(&key[..len]);
+                (u64::from_be_bytes(prefix), at)
+            }));
         self.order.sort_unstable();
         self.order
             .iter()
             .map(|&(_, at)| self.change(&self.entries[at as usize]))
     }
 
-    /// The changes and what is remembered, each key once.
+    /// The changes, each key once.
     pub(crate) fn changes(&self) -> impl Iterator<Item = Change<'_>> {
         self.entries.iter().map(|pending| self.change(pending))
     }
@@ -151,7 +132,6 @@ impl Overlay {
             hash: pending.hash,
             key: self.bytes(pending.key),
             value: (!pending.deleted).then(|| self.bytes(pending.value)),
-            remembered: pending.remembered,
         }
     }
 

@@ -30,6 +30,7 @@ use crate::engine::{self, Engine};
 use crate::error::StoreError;
 use crate::overlay::Overlay;
 use crate::record::{self, AppliedKey, AppliedRecord};
+use crate::remembered::Remembered;
 use crate::scan::{self, ScanRange};
 use crate::snapshot::{PinnedSnapshot, ShardSnapshot};
 use crate::store::Claims;
@@ -57,9 +58,19 @@ pub(crate) struct Shared {
 pub(crate) struct Held {
     pub(crate) overlay: Overlay,
     pub(crate) cache: RefCell<RecordCache>,
+    /// Of the committed state, what is held included.
+    pub(crate) remembered: Remembered,
     /// The encoded applied record of the last commit.
     pub(crate) record: BytesMut,
     write_options: WriteOptions,
+}
+
+impl Held {
+    /// The state is another one now.
+    pub(crate) fn forget(&mut self) {
+        self.cache.get_mut().clear();
+        self.remembered.clear();
+    }
 }
 
 impl Shared {
@@ -80,6 +91,7 @@ impl Shared {
             held: Mutex::new(Held {
                 overlay: Overlay::default(),
                 cache: RefCell::new(cache),
+                remembered: Remembered::default(),
                 record: BytesMut::new(),
                 write_options: engine::state_write_options(),
             }),
@@ -248,7 +260,7 @@ impl ShardStore {
         shared
             .engine
             .write(writes, &engine::state_write_options())?;
-        shared.lock().cache.get_mut().clear();
+        shared.lock().forget();
         self.record = None;
         shared.engine.flush()
     }

@@ -11,7 +11,7 @@ use crate::keys::UserKeys;
 use crate::read;
 use crate::records::{CursorRecord, InboxRecord, Row, SKIP_STRIDES, Skips};
 use crate::reply::{Refusal, Reply};
-use crate::view::{View, load};
+use crate::view::{View, load, load_plain};
 
 /// The entry of a conversation that is delivered.
 pub(super) struct Entry {
@@ -37,7 +37,7 @@ pub(super) fn deliver(
     users: Vec<UserId>,
     leaving: &[UserId],
 ) -> Effects {
-    let mut deliveries = Vec::with_capacity(users.len());
+    let mut deliveries = Vec::with_capacity(if cx.with_deliveries { users.len() } else { 0 });
     let mut record = InboxRecord {
         conversation: entry.conversation,
         seq: entry.seq,
@@ -50,7 +50,7 @@ pub(super) fn deliver(
     for user in users {
         let keys = UserKeys::new(&user);
         let row_key = keys.row(&record.conversation);
-        let mut row = load::<Row>(view, &row_key).unwrap_or_default();
+        let mut row = load_plain::<Row>(view, &row_key).unwrap_or_default();
         if entry.seq <= row.last_delivered {
             continue;
         }
@@ -83,11 +83,13 @@ pub(super) fn deliver(
         cx.save(view, &keys.inbox(inbox_seq), &record);
         cx.save(view, &row_key, &row);
         view.remember(&keys.inbox_head(), inbox_seq.0);
-        deliveries.push(Delivery {
-            inbox_seq,
-            unread: row.unread,
-            user,
-        });
+        if cx.with_deliveries {
+            deliveries.push(Delivery {
+                inbox_seq,
+                unread: row.unread,
+                user,
+            });
+        }
     }
     let event = (!deliveries.is_empty()).then_some(Event::Delivered {
         conversation: record.conversation,
@@ -110,7 +112,7 @@ pub(super) fn mark_read(
 ) -> Result<Effects, Refusal> {
     let keys = UserKeys::new(user);
     let row_key = keys.row(conversation);
-    let Some(mut row) = load::<Row>(view, &row_key).filter(|row| !row.left) else {
+    let Some(mut row) = load_plain::<Row>(view, &row_key).filter(|row| !row.left) else {
         return Err(Refusal::ConversationNotFound);
     };
     let exists = seq <= row.last_delivered || verified_end.is_some_and(|end| seq <= end);
@@ -185,7 +187,7 @@ pub(super) fn ack_cursor(
         inbox_seq: inbox_seq.min(inbox_head(view, &keys, user)),
     };
     let key = keys.cursor(device);
-    let kept = load::<CursorRecord>(view, &key);
+    let kept = load_plain::<CursorRecord>(view, &key);
     if kept.is_none_or(|kept| kept.inbox_seq < moved.inbox_seq) {
         cx.save(view, &key, &moved);
     }

@@ -16,7 +16,7 @@ use crate::records::{
     OutboxRecord, Role,
 };
 use crate::reply::{Refusal, Reply};
-use crate::view::{View, intact, load};
+use crate::view::{View, intact, load_plain};
 
 /// What a new entry says.
 pub(super) struct NewEntry {
@@ -69,7 +69,7 @@ pub(super) fn send(
 ) -> Effects {
     let keys = ConversationKeys::new(&conversation);
     let dedup = keys.dedup(&sender, &client_message_id);
-    if let Some(first) = load::<DedupRecord>(view, &dedup) {
+    if let Some(first) = load_plain::<DedupRecord>(view, &dedup) {
         // Answered as the first time, even if the sender has left since.
         return Effects::reply(Reply::Sent {
             seq: first.seq,
@@ -124,8 +124,8 @@ fn writable(
     conversation: &ConversationId,
     sender: &UserId,
 ) -> Result<(ConversationHead, Option<(UserId, UserId)>), Refusal> {
-    if let Some(head) = load::<ConversationHead>(view, &keys.head()) {
-        return match load::<MemberRecord>(view, &keys.member(sender)) {
+    if let Some(head) = load_plain::<ConversationHead>(view, &keys.head()) {
+        return match load_plain::<MemberRecord>(view, &keys.member(sender)) {
             Some(member) if member.is_current() => Ok((head, None)),
             _ => Err(Refusal::NotAMember),
         };
@@ -202,10 +202,10 @@ pub(super) fn advance_outbox(
         let keys = ConversationKeys::new(conversation);
         let key = keys.outbox();
         // Without a marker everything is delivered: this is an old worker's late word.
-        let Some(marker) = load::<OutboxRecord>(view, &key) else {
+        let Some(marker) = load_plain::<OutboxRecord>(view, &key) else {
             continue;
         };
-        let head = load::<ConversationHead>(view, &keys.head()).unwrap_or_default();
+        let head = load_plain::<ConversationHead>(view, &keys.head()).unwrap_or_default();
         if *upto >= head.last_seq {
             view.delete(&key);
         } else if *upto > marker.delivered_upto {
@@ -224,7 +224,7 @@ pub(super) fn delivered_upto(
     keys: &ConversationKeys<'_>,
     head: &ConversationHead,
 ) -> Seq {
-    match load::<OutboxRecord>(view, &keys.outbox()) {
+    match load_plain::<OutboxRecord>(view, &keys.outbox()) {
         Some(marker) => marker.delivered_upto,
         None => head.last_seq,
     }

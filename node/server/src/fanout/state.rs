@@ -10,13 +10,14 @@
 //! every earlier one. That, with the per-user idempotency in the inbox shard, makes
 //! delivery exactly once and in order through any crash.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_core::command::{DeliverEntry, encode_deliver};
 use carillon_core::ids::{ConversationId, Seq, ShardId, UserId};
 use carillon_core::records::MessageRecord;
+use hashbrown::{HashMap, HashSet};
 
 use super::batch::BatchWriter;
 

@@ -19,6 +19,7 @@ pub mod errors;
 mod frames;
 pub mod limits;
 pub mod metrics;
+mod pushes;
 mod queue;
 mod registry;
 mod service;
@@ -40,6 +41,7 @@ use tokio::sync::watch;
 use self::errors::Failure;
 pub use self::limits::Limits;
 pub use self::metrics::GatewayMetrics;
+use self::pushes::Pushes;
 use self::registry::{Listener, Registry};
 pub use self::service::ChatService;
 use self::session::{Place, Places, Session};
@@ -66,6 +68,7 @@ pub struct Gateway {
     metrics: Arc<GatewayMetrics>,
     registry: Arc<Registry>,
     subscriptions: Arc<Subscriptions>,
+    pushes: Arc<Pushes>,
     places: Arc<Places>,
     sessions: Mutex<HashMap<u64, Weak<Session>>>,
     session_counter: AtomicU64,
@@ -92,6 +95,7 @@ impl Gateway {
             metrics,
             registry,
             subscriptions,
+            pushes: Arc::default(),
             places: Arc::default(),
             sessions: Mutex::default(),
             session_counter: AtomicU64::new(0),
@@ -109,8 +113,12 @@ impl Gateway {
     /// `v1.Message`, and for each user there is its place in the inbox and the unread
     /// count after it. Along one inbox, calls must come in order; a gap becomes a Resync.
     pub fn on_push<'a>(&self, message: Bytes, targets: impl Iterator<Item = (&'a [u8], u64, u32)>) {
+        let mut wakers = Vec::with_capacity(targets.size_hint().0);
         for (user, inbox_seq, unread) in targets {
-            if self.registry.push(user, inbox_seq, unread, &message) {
+            let listened = self
+                .registry
+                .push(user, inbox_seq, unread, &message, &mut wakers);
+            if listened {
                 continue;
             }
             // The leader does not know yet that they have gone, or never will unless told.
@@ -118,6 +126,12 @@ impl Gateway {
                 self.subscriptions.changed(user);
             }
         }
+        self.pushes.add(wakers);
+    }
+
+    /// Lets pushed messages leave, until the node stops.
+    pub async fn run(self: Arc<Self>) {
+        self.pushes.clone().run().await;
     }
 
     /// A shard has a new leader: it is told of the users of this node, and whoever missed

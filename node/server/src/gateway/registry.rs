@@ -2,12 +2,13 @@
 //!
 //! Owner of the state: sharded locks, each held for the length of one push.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 
 use bytes::Bytes;
 use carillon_core::{DeviceId, Slot, UserId};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
@@ -136,15 +137,25 @@ impl Registry {
             .contains_key(user.as_bytes())
     }
 
-    /// Tells an entry to all who listen; false when nobody does.
-    pub fn push(&self, user: &[u8], inbox_seq: u64, unread: u32, message: &[u8]) -> bool {
+    /// Tells an entry to all who listen; false when nobody does. Adds who is to be woken for
+    /// it to leave.
+    pub fn push(
+        &self,
+        user: &[u8],
+        inbox_seq: u64,
+        unread: u32,
+        message: &[u8],
+        wakers: &mut Vec<Waker>,
+    ) -> bool {
         let stripe = self.stripe(user).lock();
         let Some(listeners) = stripe.get(user) else {
             return false;
         };
         for listener in listeners {
             match listener {
-                Listener::Session { session, .. } => session.push(inbox_seq, unread, message),
+                Listener::Session { session, .. } => {
+                    wakers.extend(session.push(inbox_seq, unread, message));
+                }
                 Listener::Follower(follower) => follower.advance(inbox_seq),
             }
         }
@@ -186,10 +197,10 @@ mod tests {
         let registry = Registry::new();
         let alice = UserId::copied("alice").expect("an id");
         let (one, two) = (follower(), follower());
-        assert!(!registry.push(b"alice", 1, 0, b""));
+        assert!(!registry.push(b"alice", 1, 0, b"", &mut Vec::new()));
         registry.add(&alice, one.clone());
         registry.add(&alice, two.clone());
-        assert!(registry.push(b"alice", 1, 0, b""));
+        assert!(registry.push(b"alice", 1, 0, b"", &mut Vec::new()));
         assert!(!registry.remove(&alice, &one), "another one is left");
         assert!(!registry.remove(&alice, &one), "only once");
         assert!(registry.contains(&alice));

@@ -116,9 +116,15 @@ impl Session {
         result
     }
 
-    /// An inbox entry was committed.
-    pub fn push(&self, inbox_seq: u64, unread: u32, message: &[u8]) {
-        match self.change(|queue| queue.push(inbox_seq, unread, message)) {
+    /// An inbox entry was committed. The waker is to be woken for it to leave.
+    #[must_use]
+    pub fn push(&self, inbox_seq: u64, unread: u32, message: &[u8]) -> Option<Waker> {
+        let (pushed, body) = {
+            let mut inner = self.inner.lock();
+            let pushed = inner.queue.push(inbox_seq, unread, message);
+            (pushed, inner.body.take())
+        };
+        match pushed {
             Pushed::Delivered => {
                 self.metrics.deliveries.inc();
             }
@@ -129,6 +135,7 @@ impl Session {
             Pushed::Overflowed => self.metrics.resync(ResyncReason::TooSlow),
             Pushed::Dropped => {}
         }
+        body
     }
 
     /// A new leader told where the inbox ends.

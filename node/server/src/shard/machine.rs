@@ -82,6 +82,9 @@ impl Machine for ShardMachine {
                 0
             });
             let mut context = Context::new(self.shard, at, &mut self.clock);
+            if !entry.proposed_here {
+                context = context.without_deliveries();
+            }
             for command in commands {
                 let command = match command {
                     Ok(command) => command,

@@ -1,10 +1,9 @@
 //! Which nodes have sessions of a shard's users: soft state of the shard's leader, told
 //! by the gateways and told again to every new leader.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use carillon_core::ids::NodeId;
+use hashbrown::HashMap;
 
 /// Users with sessions, and the nodes that have them.
 #[derive(Default)]
