@@ -175,6 +175,11 @@ impl Node {
         &self.services.cluster
     }
 
+    /// Who this node is.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
     /// Flushes the state of the node and purges one shard's log up to it.
     pub async fn flush_and_purge(&self, replica: &Replica) -> anyhow::Result<u64> {
         self.flusher.expire();

@@ -15,20 +15,17 @@ use crate::listen::GuardedListener;
 use crate::peer::service::PeerService;
 use crate::peer::{
     CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Peers, STREAM_WINDOW_BYTES,
+    SnapshotInbox,
 };
 
 /// Connections of clients are asked for a sign of life this often.
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(30);
 
 pub(super) async fn serve_peers(node: Arc<Node>, peers: Arc<Peers>, listener: TcpListener) {
-    let snapshots = node.snapshots.clone();
-    let service = PeerServer::new(PeerService {
-        node,
-        peers,
-        snapshots,
-    })
-    .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
-    .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024);
+    let inbox = SnapshotInbox::new(node.snapshots.clone());
+    let service = PeerServer::new(PeerService { node, peers, inbox })
+        .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
+        .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024);
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
