@@ -45,6 +45,43 @@ impl NodeMetrics {
     }
 }
 
+/// Counters of the connections that clients did not get or did not use.
+pub struct ConnectionMetrics {
+    refused: Counter,
+    silent: Counter,
+}
+
+impl ConnectionMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            refused: Counter::default(),
+            silent: Counter::default(),
+        };
+        registry.register(
+            "client_connections_refused",
+            "Connections that were closed at once: clients.connections_max was reached",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "client_connections_silent",
+            "Connections that were closed because nothing was said on them",
+            metrics.silent.clone(),
+        );
+        Arc::new(metrics)
+    }
+
+    /// A connection was refused; returns how many by now.
+    pub fn refused(&self) -> u64 {
+        self.refused.inc() + 1
+    }
+
+    /// A connection was closed for its silence.
+    pub fn silent(&self) {
+        self.silent.inc();
+    }
+}
+
 /// Values that are read from their owners when metrics are asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Observed {

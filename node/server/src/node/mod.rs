@@ -27,7 +27,7 @@ use crate::fanout::Fanout;
 use crate::flush::{self, Flusher};
 use crate::gateway::{Gateway, GatewayMetrics, GatewayOptions, Limits};
 use crate::identity::Identity;
-use crate::metrics::{MetricsPage, NodeMetrics, registry};
+use crate::metrics::{ConnectionMetrics, MetricsPage, NodeMetrics, registry};
 use crate::peer::Peers;
 use crate::peer::snapshot::prepare_directory;
 use crate::router::Router;
@@ -51,6 +51,7 @@ pub struct Node {
     links: Arc<Links>,
     flusher: Arc<Flusher>,
     snapshots: PathBuf,
+    connection_metrics: Arc<ConnectionMetrics>,
     page: MetricsPage,
     started: Instant,
     stopping: AtomicBool,
@@ -135,6 +136,7 @@ impl Node {
 
         let mut metrics = registry();
         let node_metrics = NodeMetrics::register(&mut metrics);
+        let connection_metrics = ConnectionMetrics::register(&mut metrics);
         let gateway_metrics = Arc::new(GatewayMetrics::default());
         gateway_metrics.register(&mut metrics);
         let cluster = Cluster::new(config.node());
@@ -162,6 +164,7 @@ impl Node {
             identity,
             links: Links::new(LINK_BUFFER_BYTES_DEFAULT),
             snapshots,
+            connection_metrics,
             page: MetricsPage::new(metrics),
             started: Instant::now(),
             stopping: AtomicBool::new(false),

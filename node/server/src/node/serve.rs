@@ -54,8 +54,13 @@ pub(super) async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> any
             .with_service_name("grpc.health.v1.Health")
     };
     let clients = &node.config.clients;
-    let incoming =
-        GuardedListener::new(listener, clients.connections_max, clients.hello_timeout).incoming();
+    let incoming = GuardedListener::new(
+        listener,
+        clients.connections_max,
+        clients.hello_timeout,
+        node.connection_metrics.clone(),
+    )
+    .incoming();
     Server::builder()
         .http2_keepalive_interval(Some(CLIENT_KEEPALIVE))
         .add_service(node.services.gateway.service())
