@@ -97,6 +97,8 @@ pub struct Observed {
     pub deliveries_outstanding: u64,
     /// Log entries that the slowest follower of a shard led here lacks.
     pub replication_lag_entries_max: u64,
+    /// Streams of append requests to followers that were begun since the start.
+    pub append_streams: u64,
     /// Bytes of the Raft log on disk.
     pub log_bytes: u64,
     /// fsyncs of the Raft log since the start.
@@ -120,7 +122,7 @@ pub struct MetricsPage {
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        let described: [(&str, &str, Option<Unit>, Read); 11] = [
+        let described: [(&str, &str, Option<Unit>, Read); 12] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {
                 o.leaders
@@ -148,6 +150,12 @@ impl MetricsPage {
                 "Log entries that the slowest follower lacks",
                 None,
                 |o| o.replication_lag_entries_max,
+            ),
+            (
+                "append_streams",
+                "Streams of append requests to followers, heartbeats and retries among them",
+                None,
+                |o| o.append_streams,
             ),
             ("log", "Raft log on disk", Some(Unit::Bytes), |o| {
                 o.log_bytes

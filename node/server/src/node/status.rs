@@ -114,6 +114,12 @@ impl Node {
             operations_outstanding: self.services.router.outstanding() as u64,
             deliveries_outstanding: self.services.fanout.undelivered(),
             replication_lag_entries_max: replicas.iter().map(lag).max().unwrap_or(0),
+            append_streams: self
+                .links
+                .all()
+                .iter()
+                .map(|link| link.stats().append_streams)
+                .sum(),
             log_bytes: log.segments * self.config.log.segment_bytes,
             log_syncs: log.syncs,
             log_sync_microseconds: log.sync_micros,
