@@ -11,6 +11,8 @@ use tonic::transport::Server;
 
 use super::{Node, die};
 use crate::admin::AdminService;
+use crate::gateway::Explained;
+use crate::gateway::limits::REQUEST_BYTES_MAX;
 use crate::listen::GuardedListener;
 use crate::peer::service::PeerService;
 use crate::peer::{
@@ -61,10 +63,12 @@ pub(super) async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> any
         node.connection_metrics.clone(),
     )
     .incoming();
+    let admin = AdminServer::new(AdminService::new(node.clone()))
+        .max_decoding_message_size(REQUEST_BYTES_MAX);
     Server::builder()
         .http2_keepalive_interval(Some(CLIENT_KEEPALIVE))
         .add_service(node.services.gateway.service())
-        .add_service(AdminServer::new(AdminService::new(node.clone())))
+        .add_service(Explained(admin))
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
