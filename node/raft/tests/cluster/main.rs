@@ -471,6 +471,7 @@ async fn a_lost_peer_is_retried_at_the_pace_of_the_back_off() {
     let patient = carillon_raft::GroupOptions {
         election_timeout_min: Duration::from_secs(2),
         election_timeout_max: Duration::from_secs(3),
+        read_timeout: Duration::from_secs(5),
         ..fast()
     };
     let cluster = Cluster::voting(patient).await;
