@@ -182,6 +182,8 @@ impl<'a> Iterator for PushTargets<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use carillon_raft::{LINK_BUFFER_BYTES_DEFAULT, next_frame};
     use futures_util::StreamExt as _;
 
@@ -219,7 +221,8 @@ mod tests {
         let mut out = link.open();
         let answer = Ok(Response::Answer(vec![7; answer_bytes].into()));
         send_settled(&link, ShardId(3), 9, &answer);
-        let mut packet = out.next().await?;
+        let sent = tokio::time::timeout(Duration::from_secs(10), out.next());
+        let mut packet = sent.await.expect("neither an answer nor an end")?;
         let frame = next_frame(&mut packet).ok()??;
         assert_eq!((frame.kind, frame.correlation), (ANSWER, 9));
         read_settled(frame.body)
