@@ -200,6 +200,9 @@ async fn installed(
         .map(tonic::Response::into_inner)
 }
 
+/// Its name, who sends what, and how it is refused.
+type Case<'a> = (&'a str, &'a Caller, SnapshotHead, &'a [&'static [u8]], Code);
+
 #[tokio::test]
 async fn snapshots_that_no_node_would_send() -> Result<()> {
     const LARGE: u64 = 128 << 20;
@@ -208,7 +211,7 @@ async fn snapshots_that_no_node_would_send() -> Result<()> {
     let mut client = peer(cluster, 1).await?;
     let received = cluster.node(1).data_dir().join("snapshots");
     let terabyte = vec![LARGE; 8_193];
-    let cases: [(&str, &Caller, SnapshotHead, &[&'static [u8]], Code); 8] = [
+    let cases: [Case<'_>; 8] = [
         (
             "an unknown shard",
             &node_two,
