@@ -53,6 +53,9 @@ pub struct LinkStats {
     pub bytes: u64,
     /// Frames refused because the buffer or the frame was over its limit.
     pub refused: u64,
+    /// Streams of append requests that were begun, heartbeats and retries among them; also
+    /// while the link is down. Their pace is that of the heartbeats and of the back-off.
+    pub append_streams: u64,
 }
 
 /// The link went down (or was never up) before the response came; whether the peer handled the
@@ -83,6 +86,7 @@ pub struct Link {
     packets: AtomicU64,
     bytes: AtomicU64,
     refused: AtomicU64,
+    append_streams: AtomicU64,
 }
 
 impl std::fmt::Debug for Link {
@@ -118,6 +122,7 @@ impl Link {
             packets: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            append_streams: AtomicU64::new(0),
         })
     }
 
@@ -143,7 +148,13 @@ impl Link {
             packets: self.packets.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             refused: self.refused.load(Ordering::Relaxed),
+            append_streams: self.append_streams.load(Ordering::Relaxed),
         }
+    }
+
+    /// Counts a stream of append requests.
+    pub(crate) fn append_stream_begun(&self) {
+        self.append_streams.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Queues a frame whose body `write` appends to the buffer it is given. False, and nothing

@@ -141,6 +141,7 @@ impl NetStreamAppend<TypeConfig> for Client {
     where
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
+        self.link.append_stream_begun();
         // Also while the link is down: openraft waits out its back-off inside `input`, so an
         // error before that is polled would be tried again at once, for ever.
         let stream: BoxStream<'s, _> = Box::pin(AppendStream::new(

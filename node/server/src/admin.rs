@@ -14,19 +14,17 @@ use carillon_proto::admin::{
     MeasureAppendRequest, MeasureAppendResponse, NodeStatus, ReplicaStatus, ShardStatus,
     TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
-use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{
     ChecksumRequest, FlushRequest, StatusRequest, StatusResponse, TransferRequest,
 };
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::gateway::errors::Failure;
 use crate::meta::META_SHARD;
 use crate::node::Node;
-use crate::peer::{endpoint, peer_client};
+use crate::peer::{Client, endpoint, peer_client};
 use crate::shard::probe::{Probe, summarize};
 
 /// A node that does not tell its status within this is shown as down.
@@ -57,7 +55,7 @@ fn status_with_reason<const N: usize>(
 /// See the file's head.
 pub struct AdminService {
     node: Arc<Node>,
-    clients: Mutex<HashMap<NodeId, (String, PeerClient<Channel>)>>,
+    clients: Mutex<HashMap<NodeId, (String, Client)>>,
     measuring: tokio::sync::Semaphore,
 }
 
@@ -71,7 +69,7 @@ impl AdminService {
         }
     }
 
-    fn client(&self, node: NodeId) -> Result<PeerClient<Channel>, Status> {
+    fn client(&self, node: NodeId) -> Result<Client, Status> {
         let meta = self.node.cluster().meta();
         let known = meta
             .map
@@ -98,7 +96,7 @@ impl AdminService {
                 Status::internal(format!("node {} has a bad address: {error}", node.0))
             })?
             .connect_lazy();
-        let client = peer_client(channel);
+        let client = peer_client(channel, self.node.identity());
         clients.insert(node, (known.peer_address.clone(), client.clone()));
         Ok(client)
     }

@@ -14,12 +14,22 @@ use std::time::Duration;
 
 use carillon_core::ids::NodeId;
 use carillon_core::map::{MetaState, NodeInfo, ShardMap};
+use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{IdentifyRequest, IdentifyResponse};
 use carillon_store::Store;
 use parking_lot::RwLock;
+use tonic::Status;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::config::Config;
-use crate::peer::{endpoint, peer_client};
+use crate::peer::endpoint;
+
+/// The metadata key of a calling node: its id.
+const NODE_KEY: &str = "carillon-node";
+/// The metadata key of a calling node: its data directory's identity.
+const IDENTITY_KEY: &str = "carillon-identity";
+/// The metadata key of a calling node: its cluster.
+const CLUSTER_KEY: &str = "carillon-cluster";
 
 const IDENTITY_RECORD: &[u8] = b"identity";
 const CLUSTER_RECORD: &[u8] = b"cluster";
@@ -155,11 +165,6 @@ impl Identity {
         })
     }
 
-    /// This data directory's identity.
-    pub fn identity(&self) -> &str {
-        &self.identity
-    }
-
     /// The cluster this node belongs to, once it does.
     pub fn cluster_id(&self) -> Option<String> {
         self.cluster_id.read().clone()
@@ -182,14 +187,8 @@ impl Identity {
 
     /// Answers another node.
     pub fn identify(&self, request: &IdentifyRequest, meta: &MetaState) -> IdentifyResponse {
-        let caller = NodeId(request.node_id);
         let founders = self.founders.read();
-        let known = meta
-            .map
-            .nodes
-            .iter()
-            .chain(founders.iter())
-            .find(|node| node.node_id == caller);
+        let known = known(NodeId(request.node_id), meta, &founders);
         IdentifyResponse {
             node_id: self.node.0,
             identity: self.identity.clone(),
@@ -199,8 +198,41 @@ impl Identity {
         }
     }
 
-    /// Whether a caller of a link may speak.
-    pub fn admit(
+    /// Says in the metadata of a call to another node who calls.
+    pub fn introduce(&self, metadata: &mut MetadataMap) -> Result<(), Status> {
+        let cluster = self.cluster_id().unwrap_or_default();
+        for (key, value) in [
+            (NODE_KEY, &self.node.0.to_string()),
+            (IDENTITY_KEY, &self.identity),
+            (CLUSTER_KEY, &cluster),
+        ] {
+            let value = MetadataValue::try_from(value)
+                .map_err(|_| Status::internal(format!("{key} cannot stand in metadata")))?;
+            metadata.insert(key, value);
+        }
+        Ok(())
+    }
+
+    /// The node that a call comes from, when it may take part.
+    pub fn caller(&self, metadata: &MetadataMap, meta: &MetaState) -> Result<NodeId, Status> {
+        let text = |key| {
+            metadata
+                .get(key)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
+        let node: u64 = text(NODE_KEY).parse().map_err(|_| {
+            Status::invalid_argument(format!("metadata {NODE_KEY} is not a node id"))
+        })?;
+        self.admit(NodeId(node), text(IDENTITY_KEY), text(CLUSTER_KEY), meta)
+            .map_err(Status::failed_precondition)?;
+        Ok(NodeId(node))
+    }
+
+    /// Whether a node may take part: it is of this cluster, and known with this data
+    /// directory. Before the first map the founder knows with whom it founded; the others know
+    /// nobody yet, and go by the cluster.
+    fn admit(
         &self,
         node: NodeId,
         identity: &str,
@@ -215,13 +247,15 @@ impl Identity {
                 "this node belongs to cluster {mine}, not {cluster}"
             ));
         }
-        let known = meta.map.nodes.iter().find(|known| known.node_id == node);
-        match known {
+        let founders = self.founders.read();
+        match known(node, meta, &founders) {
             Some(known) if known.identity != identity => Err(format!(
                 "node {} is known with another data directory; a node that lost its disk needs a new id",
                 node.0
             )),
-            _ => Ok(()),
+            Some(_) => Ok(()),
+            None if registry(meta, &founders).is_empty() => Ok(()),
+            None => Err(format!("the cluster has no node {}", node.0)),
         }
     }
 
@@ -350,7 +384,7 @@ impl Identity {
         };
         let asked = async {
             let channel = endpoint(address).ok()?.connect().await.ok()?;
-            peer_client(channel).identify(request).await.ok()
+            PeerClient::new(channel).identify(request).await.ok()
         };
         tokio::time::timeout(ASK_TIMEOUT, asked)
             .await
@@ -360,7 +394,25 @@ impl Identity {
     }
 }
 
+/// The nodes of the cluster: those of the map, before there is one its founders.
+fn registry<'a>(meta: &'a MetaState, founders: &'a [NodeInfo]) -> &'a [NodeInfo] {
+    match meta.map.nodes.as_slice() {
+        [] => founders,
+        nodes => nodes,
+    }
+}
+
+fn known<'a>(node: NodeId, meta: &'a MetaState, founders: &'a [NodeInfo]) -> Option<&'a NodeInfo> {
+    registry(meta, founders)
+        .iter()
+        .find(|known| known.node_id == node)
+}
+
 /// 128 random bits, hexadecimal.
 fn random_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
+
+#[cfg(test)]
+#[path = "identity_tests.rs"]
+mod tests;

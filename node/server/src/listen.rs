@@ -7,7 +7,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use crate::metrics::ConnectionMetrics;
+
 /// After a failed accept (no file descriptors left, say), it is tried again after this.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -25,7 +26,7 @@ pub struct GuardedListener {
     listener: TcpListener,
     permits: Arc<Semaphore>,
     first_byte_timeout: Duration,
-    refused: Arc<AtomicU64>,
+    metrics: Arc<ConnectionMetrics>,
 }
 
 impl GuardedListener {
@@ -34,12 +35,13 @@ impl GuardedListener {
         listener: TcpListener,
         connections_max: usize,
         first_byte_timeout: Duration,
+        metrics: Arc<ConnectionMetrics>,
     ) -> Self {
         Self {
             listener,
             permits: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
             first_byte_timeout,
-            refused: Arc::new(AtomicU64::new(0)),
+            metrics,
         }
     }
 
@@ -64,7 +66,7 @@ impl GuardedListener {
             match self.admit(stream, from) {
                 Ok(stream) => return stream,
                 Err(error) => {
-                    let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+                    let refused = self.metrics.refused();
                     if refused.is_power_of_two() {
                         tracing::warn!(%from, refused, %error, "a connection was refused");
                     }
@@ -87,6 +89,7 @@ impl GuardedListener {
         Ok(GuardedStream {
             stream,
             silent: Some(Box::pin(tokio::time::sleep(self.first_byte_timeout))),
+            metrics: self.metrics.clone(),
             info,
             _permit: permit,
         })
@@ -98,6 +101,7 @@ pub struct GuardedStream {
     stream: TcpStream,
     /// Until the first byte.
     silent: Option<Pin<Box<Sleep>>>,
+    metrics: Arc<ConnectionMetrics>,
     info: TcpConnectInfo,
     _permit: OwnedSemaphorePermit,
 }
@@ -124,6 +128,8 @@ impl AsyncRead for GuardedStream {
             && let Some(silent) = &mut self.silent
             && silent.as_mut().poll(cx).is_ready()
         {
+            self.silent = None;
+            self.metrics.silent();
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the client said nothing",
@@ -160,5 +166,60 @@ impl AsyncWrite for GuardedStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::metrics::{MetricsPage, Observed, registry};
+
+    const SILENCE_MAX: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn who_is_refused_and_who_is_silent_is_counted() {
+        let mut registry = registry();
+        let metrics = ConnectionMetrics::register(&mut registry);
+        let page = MetricsPage::new(registry);
+        let counted = |name: &str, count: u64| {
+            let text = page.render(&Observed::default()).expect("text");
+            let line = format!("carillon_client_connections_{name}_total {count}\n");
+            assert!(text.contains(&line), "{line} in\n{text}");
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let incoming = GuardedListener::new(listener, 1, SILENCE_MAX, metrics).incoming();
+        let mut incoming = std::pin::pin!(incoming);
+        counted("refused", 0);
+        counted("silent", 0);
+
+        let _client = TcpStream::connect(address).await.expect("accepted");
+        let mut silent = incoming.next().await.expect("a stream").expect("accepted");
+        // One is the limit: the next one is closed, and nothing comes out of the listener.
+        let mut second = TcpStream::connect(address).await.expect("by the kernel");
+        let mut byte = [0];
+        tokio::select! {
+            _ = incoming.next() => panic!("two connections at a time"),
+            read = second.read(&mut byte) => assert!(matches!(read, Ok(0) | Err(_)), "{read:?}"),
+        }
+        counted("refused", 1);
+
+        let ended = silent.read(&mut byte).await.expect_err("said nothing");
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+        counted("silent", 1);
+        drop(silent);
+
+        // Who has spoken may be silent afterwards.
+        let mut client = TcpStream::connect(address).await.expect("accepted");
+        let mut speaks = incoming.next().await.expect("a stream").expect("accepted");
+        client.write_all(b"x").await.expect("written");
+        speaks.read_exact(&mut byte).await.expect("it spoke");
+        let more = tokio::time::timeout(SILENCE_MAX * 3, speaks.read(&mut byte)).await;
+        assert!(more.is_err(), "{more:?}");
+        counted("refused", 1);
+        counted("silent", 1);
     }
 }

@@ -45,6 +45,43 @@ impl NodeMetrics {
     }
 }
 
+/// Counters of the connections that clients did not get or did not use.
+pub struct ConnectionMetrics {
+    refused: Counter,
+    silent: Counter,
+}
+
+impl ConnectionMetrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self {
+            refused: Counter::default(),
+            silent: Counter::default(),
+        };
+        registry.register(
+            "client_connections_refused",
+            "Connections that were closed at once: clients.connections_max was reached",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "client_connections_silent",
+            "Connections that were closed because nothing was said on them",
+            metrics.silent.clone(),
+        );
+        Arc::new(metrics)
+    }
+
+    /// A connection was refused; returns how many by now.
+    pub fn refused(&self) -> u64 {
+        self.refused.inc() + 1
+    }
+
+    /// A connection was closed for its silence.
+    pub fn silent(&self) {
+        self.silent.inc();
+    }
+}
+
 /// Values that are read from their owners when metrics are asked for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Observed {
@@ -60,6 +97,8 @@ pub struct Observed {
     pub deliveries_outstanding: u64,
     /// Log entries that the slowest follower of a shard led here lacks.
     pub replication_lag_entries_max: u64,
+    /// Streams of append requests to followers that were begun since the start.
+    pub append_streams: u64,
     /// Bytes of the Raft log on disk.
     pub log_bytes: u64,
     /// fsyncs of the Raft log since the start.
@@ -83,7 +122,7 @@ pub struct MetricsPage {
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        let described: [(&str, &str, Option<Unit>, Read); 11] = [
+        let described: [(&str, &str, Option<Unit>, Read); 12] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {
                 o.leaders
@@ -111,6 +150,12 @@ impl MetricsPage {
                 "Log entries that the slowest follower lacks",
                 None,
                 |o| o.replication_lag_entries_max,
+            ),
+            (
+                "append_streams",
+                "Streams of append requests to followers, heartbeats and retries among them",
+                None,
+                |o| o.append_streams,
             ),
             ("log", "Raft log on disk", Some(Unit::Bytes), |o| {
                 o.log_bytes

@@ -150,8 +150,31 @@ struct LaneState {
 }
 
 impl LaneState {
+    /// Sequence numbers begin anywhere: a leader may still answer an operation of the process
+    /// that this node had before it restarted, and must not hit one of this process.
+    fn new() -> Self {
+        Self {
+            first: rand::random::<u64>() >> 1,
+            ..Self::default()
+        }
+    }
+
+    /// Operations that have not ended.
     fn len(&self) -> usize {
         self.unsettled + self.undone.len() + self.waiting.len()
+    }
+
+    /// What the lane keeps in memory: as above, and those that ended before an earlier one.
+    fn kept(&self) -> usize {
+        self.in_flight.len() + self.undone.len() + self.waiting.len()
+    }
+
+    /// Forgets those in flight that have ended, up to the first that has not.
+    fn advance(&mut self) {
+        while self.in_flight.front().is_some_and(Option::is_none) {
+            self.in_flight.pop_front();
+            self.first += 1;
+        }
     }
 }
 
@@ -290,7 +313,7 @@ impl Router {
             let shard = ShardId(lanes.len() as u32);
             lanes.push(Arc::new(Lane {
                 shard,
-                state: Mutex::new(LaneState::default()),
+                state: Mutex::new(LaneState::new()),
             }));
         }
         lanes[index].clone()
@@ -303,7 +326,7 @@ impl Router {
             let mut state = lane.state.lock();
             if self.closed.load(std::sync::atomic::Ordering::Acquire) {
                 completed.push((operation.sink, Err(OpError::ShuttingDown)));
-            } else if state.len() >= LANE_OPERATIONS_MAX && operation.deadline.is_some() {
+            } else if state.kept() >= LANE_OPERATIONS_MAX && operation.deadline.is_some() {
                 let error = OpError::Overloaded {
                     limit: "lane_operations_max",
                     max: LANE_OPERATIONS_MAX as u64,
@@ -535,10 +558,7 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
             }
         }
     }
-    while state.in_flight.front().is_some_and(Option::is_none) {
-        state.in_flight.pop_front();
-        state.first += 1;
-    }
+    state.advance();
 }
 
 /// Takes everything in flight back as undone.
@@ -566,6 +586,7 @@ fn expire_all(shard: ShardId, state: &mut LaneState, completed: &mut Completed) 
             completed.push((operation.sink, error()));
         }
     }
+    state.advance();
     for (_, operation) in state
         .undone
         .extract_if(.., |(_, operation)| late(operation))
@@ -603,3 +624,7 @@ fn finish(completed: Completed) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "router_tests.rs"]
+mod tests;

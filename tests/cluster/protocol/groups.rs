@@ -239,8 +239,15 @@ async fn five_hundred_members_and_no_more() -> Result<()> {
     let outcome = chat
         .create_conversation(rpc::as_user(&alice, create(&id, &crowd, "r")))
         .await;
+    let over_limit = |status: &tonic::Status| {
+        let of = |key| rpc::error_metadata(status, key);
+        assert_eq!(
+            [of("limit"), of("max"), of("actual")],
+            ["members_max", "500", "501"]
+        );
+    };
     let status = rpc::assert_refused(outcome, Code::ResourceExhausted, "LIMIT_EXCEEDED");
-    assert_eq!(rpc::error_metadata(&status, "limit"), "members_max");
+    over_limit(&status);
 
     let answer = chat
         .create_conversation(rpc::as_user(&alice, create(&id, &crowd[..498], "r")))
@@ -253,8 +260,12 @@ async fn five_hundred_members_and_no_more() -> Result<()> {
             .member_count,
         499
     );
-    let outcome = add(&cast, &alice, &id, &crowd[497..]).await?;
-    rpc::assert_refused(outcome, Code::ResourceExhausted, "LIMIT_EXCEEDED");
+    // Too many for any group, and too many for this one.
+    for too_many in [&crowd[..], &crowd[497..]] {
+        let outcome = add(&cast, &alice, &id, too_many).await?;
+        let status = rpc::assert_refused(outcome, Code::ResourceExhausted, "LIMIT_EXCEEDED");
+        over_limit(&status);
+    }
     let added = add(&cast, &alice, &id, &crowd[..499]).await??;
     assert_eq!(
         added.added_ids,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use carillon_tests::harness::Cluster;
+use carillon_tests::harness::{Cluster, http_get};
 use carillon_tests::rpc;
 use carillon_tests::session::Session;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -182,6 +182,10 @@ async fn ten_thousand_connections_without_hello() -> Result<()> {
         started.elapsed()
     );
     ensure!(kept == 0, "{kept} streams without a hello were not ended");
+    let (_, metrics) = http_get(&node.addresses().http, "/metrics", GOOD_CLIENT_LIMIT).await?;
+    let closed = counted(&metrics, "carillon_client_connections_silent_total")?;
+    ensure!(closed > 0, "no connection was closed for its silence");
+    ensure!(counted(&metrics, "carillon_client_connections_refused_total")? == 0);
     // A connection that overflowed the kernel's accept queue exists only on the side of a
     // client that says nothing; so for the silent ones the node's own files count.
     files_are_given_back(cluster, files).await?;
@@ -195,6 +199,15 @@ async fn ten_thousand_connections_without_hello() -> Result<()> {
         "node 1 grew by {grown} bytes, allowed are {GROWTH_BYTES_MAX}"
     );
     assert_well(cluster).await
+}
+
+/// The value of a metric without labels.
+fn counted(metrics: &str, name: &str) -> Result<u64> {
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .with_context(|| format!("{name} is not among the metrics"))?;
+    Ok(value.parse()?)
 }
 
 async fn files_are_given_back(cluster: &Cluster, before: usize) -> Result<()> {

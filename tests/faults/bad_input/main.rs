@@ -5,5 +5,6 @@
 mod bytes_on_ports;
 mod connections;
 mod messages;
+mod peers;
 mod raw;
 mod well;

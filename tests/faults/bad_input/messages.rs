@@ -86,6 +86,55 @@ async fn unary_requests_that_are_broken() -> Result<()> {
     assert_well(cluster).await
 }
 
+/// Every call says why it cannot read a request, in a way that a program understands: the
+/// streaming one and those of the administration too.
+#[tokio::test]
+async fn every_call_explains_what_it_cannot_read() -> Result<()> {
+    const CHAT: [&str; 11] = [
+        "/carillon.v1.Chat/Send",
+        "/carillon.v1.Chat/GetMessages",
+        "/carillon.v1.Chat/Sync",
+        "/carillon.v1.Chat/SyncStream",
+        "/carillon.v1.Chat/ListConversations",
+        "/carillon.v1.Chat/MarkRead",
+        "/carillon.v1.Chat/CreateConversation",
+        "/carillon.v1.Chat/GetConversation",
+        "/carillon.v1.Chat/AddMembers",
+        "/carillon.v1.Chat/RemoveMembers",
+        "/carillon.v1.Chat/ListMembers",
+    ];
+    const ADMIN: [&str; 7] = [
+        "/carillon.admin.v1.Admin/GetCluster",
+        "/carillon.admin.v1.Admin/ListNodes",
+        "/carillon.admin.v1.Admin/ListShards",
+        "/carillon.admin.v1.Admin/ChecksumShard",
+        "/carillon.admin.v1.Admin/TransferLeader",
+        "/carillon.admin.v1.Admin/TriggerSnapshot",
+        "/carillon.admin.v1.Admin/MeasureAppend",
+    ];
+    let (cluster, _alone) = cluster().await?;
+    let address = &cluster.node(2).addresses().client;
+    let alice = user("alice");
+    for method in CHAT.into_iter().chain(ADMIN) {
+        for garbage in [vec![0xff; 50], vec![0x0a, 200, 1]] {
+            let outcome = unary::<v1::SendResponse>(address, method, &alice, garbage).await?;
+            let status = outcome.err().context(method)?;
+            let expected = (Code::InvalidArgument, "INVALID_REQUEST".to_owned());
+            let refusal = rpc::refusal(&status);
+            assert_eq!((refusal.code, refusal.reason), expected, "{method}");
+        }
+        let oversized = field(1, &vec![b'x'; OVERSIZED_BYTES]);
+        let outcome = unary::<v1::SendResponse>(address, method, &alice, oversized).await?;
+        let status = outcome.err().context(method)?;
+        let expected = (Code::ResourceExhausted, "LIMIT_EXCEEDED".to_owned());
+        let refusal = rpc::refusal(&status);
+        assert_eq!((refusal.code, refusal.reason), expected, "{method}");
+        assert_eq!(rpc::error_metadata(&status, "limit"), "request_bytes_max");
+        assert_eq!(rpc::error_metadata(&status, "max"), (1 << 20).to_string());
+    }
+    assert_well(cluster).await
+}
+
 async fn next(
     stream: &mut Streaming<v1::ServerFrame>,
 ) -> Result<Result<Option<v1::ServerFrame>, Status>> {

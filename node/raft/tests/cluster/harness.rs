@@ -366,6 +366,14 @@ impl Cluster {
         }
     }
 
+    /// How many streams of append requests a node has begun to another one.
+    pub fn append_streams(&self, from: usize, to: usize) -> u64 {
+        let nodes = self.wires.nodes.lock();
+        let wired = &nodes[&self.nodes[from].me.node];
+        let link = wired.links.link(self.nodes[to].me.node);
+        link.stats().append_streams
+    }
+
     /// Connects a node with all others that run.
     pub fn heal(&self, place: usize) {
         let me = self.nodes[place].me.node;

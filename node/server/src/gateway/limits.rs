@@ -24,8 +24,6 @@ pub const PAGE_BYTES_MAX: u32 = 1 << 20;
 pub const PAGE_BYTES_DEFAULT: u32 = 256 << 10;
 /// Members of a group, its owner among them.
 pub const MEMBERS_MAX: usize = 500;
-/// Users named in one `AddMembers`, and besides the caller in `CreateConversation`.
-pub const MEMBERS_ADDED_MAX: usize = MEMBERS_MAX - 1;
 /// The longest wait of a `Sync`, milliseconds.
 pub const SYNC_WAIT_MS_MAX: u32 = 30_000;
 /// Bytes of a platform's name in `Hello`.

@@ -43,7 +43,7 @@ pub use self::limits::Limits;
 pub use self::metrics::GatewayMetrics;
 use self::pushes::Pushes;
 use self::registry::{Listener, Registry};
-pub use self::service::ChatService;
+pub use self::service::{ChatService, Explained};
 use self::session::{Place, Places, Session};
 use self::subscriptions::Subscriptions;
 use crate::router::Router;

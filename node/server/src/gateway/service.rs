@@ -38,6 +38,33 @@ const METHODS: [&str; 11] = [
 /// A page may hold one message beyond its bytes, and carries ids and counts besides.
 const RESPONSE_BYTES_MAX: usize = 4 * PAGE_BYTES_MAX as usize;
 
+/// A generated server whose errors have a reason also when a request cannot be read.
+#[derive(Clone)]
+pub struct Explained<S>(pub S);
+
+impl<S: NamedService> NamedService for Explained<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Explained<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let call = self.0.call(request);
+        Box::pin(async move { call.await.map(explained) })
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub struct ChatService {
@@ -86,8 +113,8 @@ impl Service<Request<Body>> for ChatService {
     }
 }
 
-/// Gives a reason to the errors that tonic makes of requests that it cannot read; all
-/// others have one.
+/// Gives a reason to the errors that tonic makes of requests that it cannot read; our own have
+/// one, and a call that does not exist needs none.
 fn explained(response: Response<Body>) -> Response<Body> {
     let Some(status) = response.extensions().get::<Status>() else {
         return response;

@@ -8,7 +8,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::reply::Reply;
-use carillon_raft::{FrameKind, Link};
+use carillon_raft::{FRAME_BYTES_MAX, FrameKind, Link};
 
 use crate::cluster::Route;
 use crate::router::{Response, Settled, Undone};
@@ -35,18 +35,44 @@ const STATUS_FAILED: u8 = 5;
 /// The limits that a leader can name to another node.
 const LIMITS: [&str; 1] = ["proposals_waiting_max"];
 
+/// Bytes of an answer: what a frame takes. Pages and batches have limits far below.
+pub const ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_OVERHEAD_BYTES;
+/// More than the head of a frame.
+const FRAME_OVERHEAD_BYTES: usize = 64;
+
 /// Answers an operation of the other node. When the link is gone, the other node sends the
-/// operation again by itself.
+/// operation again by itself; when the link is full it is closed, so that the other node does.
+/// An answer that no frame takes becomes a failure, at once.
 pub fn send_settled(link: &Link, shard: ShardId, correlation: u64, settled: &Settled) {
     let sent = link.send(ANSWER, shard, correlation, |buffer| {
-        write_settled(buffer, settled)
+        let start = buffer.len();
+        write_settled(buffer, settled);
+        let bytes = buffer.len() - start;
+        if bytes > ANSWER_BYTES_MAX {
+            buffer.truncate(start);
+            write_settled(buffer, &Err(too_large(bytes)));
+        }
     });
     if !sent {
-        tracing::debug!(
+        close_full(link, "an answer");
+    }
+}
+
+fn too_large(bytes: usize) -> Undone {
+    Undone::Failed(format!(
+        "the answer has {bytes} bytes, over answer_bytes_max of {ANSWER_BYTES_MAX}"
+    ))
+}
+
+/// A link that is up and did not take a frame is full.
+fn close_full(link: &Link, what: &str) {
+    let state = *link.watch().borrow();
+    if state.up {
+        tracing::warn!(
             peer = link.peer().0,
-            shard = shard.0,
-            "an answer found its link gone"
+            "the link cannot take {what}; closing it"
         );
+        link.close(state.epoch);
     }
 }
 
@@ -126,14 +152,7 @@ pub fn send_push<'a>(
         }
     });
     if !sent {
-        let state = *link.watch().borrow();
-        if state.up {
-            tracing::warn!(
-                peer = link.peer().0,
-                "the link cannot take a push; closing it"
-            );
-            link.close(state.epoch);
-        }
+        close_full(link, "a push");
     }
 }
 
@@ -163,6 +182,11 @@ impl<'a> Iterator for PushTargets<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use carillon_raft::{LINK_BUFFER_BYTES_DEFAULT, next_frame};
+    use futures_util::StreamExt as _;
+
     use super::*;
 
     #[test]
@@ -189,6 +213,41 @@ mod tests {
         }
         assert!(read_settled(Bytes::new()).is_none());
         assert!(read_settled(Bytes::from_static(&[STATUS_RETRY, 1])).is_none());
+    }
+
+    /// What comes out of a link with this room when an answer of this size is sent.
+    async fn answered(room: usize, answer_bytes: usize) -> Option<Settled> {
+        let link = Link::new(NodeId(2), room);
+        let mut out = link.open();
+        let answer = Ok(Response::Answer(vec![7; answer_bytes].into()));
+        send_settled(&link, ShardId(3), 9, &answer);
+        let sent = tokio::time::timeout(Duration::from_secs(10), out.next());
+        let mut packet = sent.await.expect("neither an answer nor an end")?;
+        let frame = next_frame(&mut packet).ok()??;
+        assert_eq!((frame.kind, frame.correlation), (ANSWER, 9));
+        read_settled(frame.body)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_no_frame_takes_fails_at_once() {
+        // One byte is the status.
+        let whole = answered(LINK_BUFFER_BYTES_DEFAULT, ANSWER_BYTES_MAX - 1).await;
+        assert!(
+            matches!(&whole, Some(Ok(Response::Answer(bytes))) if bytes.len() == ANSWER_BYTES_MAX - 1)
+        );
+        for bytes in [ANSWER_BYTES_MAX, FRAME_BYTES_MAX] {
+            let failed = answered(LINK_BUFFER_BYTES_DEFAULT, bytes).await;
+            let Some(Err(Undone::Failed(problem))) = failed else {
+                panic!("the caller is not told");
+            };
+            assert!(problem.contains("answer_bytes_max"), "{problem}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_too_full_for_an_answer_is_closed() {
+        assert!(answered(1_000, 900).await.is_some());
+        assert!(answered(1_000, 1_100).await.is_none(), "the link is open");
     }
 
     #[test]

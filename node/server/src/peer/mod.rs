@@ -5,6 +5,7 @@
 //! own: Raft traffic, and everything else. The node with the smaller id dials.
 
 pub mod frames;
+mod receive;
 pub mod service;
 pub mod snapshot;
 
@@ -17,6 +18,8 @@ use carillon_proto::internal::Packet;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_raft::{GroupRegistry, Link, LinkEpoch, Links, next_frame, run_link};
 use futures_util::{Stream, StreamExt};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
@@ -26,13 +29,7 @@ use crate::identity::Identity;
 use crate::router::{Payload, Router, Undone};
 use crate::shard::queue::Origin;
 use frames::{PushTargets, read_push, read_settled, send_settled};
-
-/// The metadata key of a link's caller: its node id.
-pub const NODE_KEY: &str = "carillon-node";
-/// The metadata key of a link's caller: its identity.
-pub const IDENTITY_KEY: &str = "carillon-identity";
-/// The metadata key of a link's caller: its cluster.
-pub const CLUSTER_KEY: &str = "carillon-cluster";
+pub use receive::SnapshotInbox;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -130,17 +127,10 @@ impl Peers {
         address: &str,
     ) -> anyhow::Result<(LinkEpoch, Inbound)> {
         let channel = endpoint(address)?.connect().await?;
-        let mut client = peer_client(channel);
+        let mut client = peer_client(channel, &self.identity);
         let out = link.open();
         let epoch = out.epoch();
-        let mut request = Request::new(out.map(|frames| Packet { frames }));
-        let metadata = request.metadata_mut();
-        metadata.insert(NODE_KEY, self.cluster.me().0.to_string().parse()?);
-        metadata.insert(IDENTITY_KEY, self.identity.identity().parse()?);
-        metadata.insert(
-            CLUSTER_KEY,
-            self.identity.cluster_id().unwrap_or_default().parse()?,
-        );
+        let request = Request::new(out.map(|frames| Packet { frames }));
         let response = match kind {
             LinkKind::Raft => client.raft(request).await,
             LinkKind::Relay => client.relay(request).await,
@@ -346,9 +336,24 @@ impl Peers {
     }
 }
 
-/// A client of a peer's internal service with the sizes that its packets need.
-pub fn peer_client(channel: Channel) -> PeerClient<Channel> {
-    PeerClient::new(channel)
+/// Says on every call who calls.
+#[derive(Clone)]
+pub struct Introduction(Arc<Identity>);
+
+impl Interceptor for Introduction {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        self.0.introduce(request.metadata_mut())?;
+        Ok(request)
+    }
+}
+
+/// A client of a peer's internal service.
+pub type Client = PeerClient<InterceptedService<Channel, Introduction>>;
+
+/// A client of a peer's internal service that introduces this node, with the sizes that
+/// packets need.
+pub fn peer_client(channel: Channel, identity: &Arc<Identity>) -> Client {
+    PeerClient::with_interceptor(channel, Introduction(identity.clone()))
         .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
         .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
 }

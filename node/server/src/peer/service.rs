@@ -1,7 +1,6 @@
 //! The internal service: links that peers dial, snapshots, and what the admin service of
 //! any node asks of this one.
 
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,8 @@ use carillon_proto::internal::{
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{CLUSTER_KEY, IDENTITY_KEY, LinkKind, NODE_KEY, Peers};
+use super::receive::{self, SnapshotInbox};
+use super::{LinkKind, Peers};
 use crate::node::Node;
 use crate::shard::Replica;
 
@@ -35,31 +35,25 @@ pub struct PeerService {
     /// Its links.
     pub peers: Arc<Peers>,
     /// Where snapshots are received.
-    pub snapshots: PathBuf,
+    pub inbox: SnapshotInbox,
 }
 
 impl PeerService {
+    /// Who calls, and what for. Whatever changes something here goes through this; only
+    /// `Identify` and `Status` are answered to anybody.
+    fn admitted<T>(&self, request: Request<T>) -> Result<(NodeId, T), Status> {
+        let meta = self.peers.cluster.meta();
+        let caller = self.peers.identity.caller(request.metadata(), &meta)?;
+        Ok((caller, request.into_inner()))
+    }
+
     fn accept(
         &self,
         kind: LinkKind,
         request: Request<Streaming<Packet>>,
     ) -> Result<Response<PacketStream>, Status> {
-        let text = |key| {
-            request
-                .metadata()
-                .get(key)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or_default()
-        };
-        let node: u64 = text(NODE_KEY).parse().map_err(|_| {
-            Status::invalid_argument(format!("metadata {NODE_KEY} is not a node id"))
-        })?;
-        let node = NodeId(node);
+        let (node, packets) = self.admitted(request)?;
         let cluster = &self.peers.cluster;
-        self.peers
-            .identity
-            .admit(node, text(IDENTITY_KEY), text(CLUSTER_KEY), &cluster.meta())
-            .map_err(Status::failed_precondition)?;
         let link = match kind {
             LinkKind::Raft => Some(self.peers.links.link(node)),
             LinkKind::Relay => cluster.relay(node),
@@ -67,9 +61,7 @@ impl PeerService {
         let link =
             link.ok_or_else(|| Status::not_found(format!("node {} is not known here", node.0)))?;
         let out = link.open();
-        let inbound = request
-            .into_inner()
-            .map(|packet| packet.map(|packet| packet.frames));
+        let inbound = packets.map(|packet| packet.map(|packet| packet.frames));
         tokio::spawn(self.peers.clone().serve(kind, link, out.epoch(), inbound));
         Ok(Response::new(Box::pin(
             out.map(|frames| Ok(Packet { frames })),
@@ -107,14 +99,11 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<InstallSnapshotResponse>, Status> {
-        let (head, received) =
-            super::snapshot::receive(request.into_inner(), &self.snapshots).await?;
+        let (from, mut chunks) = self.admitted(request)?;
+        let head = receive::head(&mut chunks, from).await?;
         let replica = self.replica(head.shard_id)?;
-        tracing::info!(
-            shard = head.shard_id,
-            from = head.from_node,
-            "installs a snapshot"
-        );
+        let received = self.inbox.receive(&head, chunks).await?;
+        tracing::info!(shard = head.shard_id, from = from.0, "installs a snapshot");
         let vote = replica
             .group()
             .install_snapshot(head.vote, head.meta, Arc::new(received))
@@ -141,7 +130,7 @@ impl Peer for PeerService {
         &self,
         request: Request<ChecksumRequest>,
     ) -> Result<Response<ChecksumResponse>, Status> {
-        let ChecksumRequest { shard_id, nonce } = request.into_inner();
+        let (_, ChecksumRequest { shard_id, nonce }) = self.admitted(request)?;
         let replica = self.replica(shard_id)?;
         let result = tokio::time::timeout(CHECKSUM_TIMEOUT, replica.checksums().wait(nonce))
             .await
@@ -162,7 +151,7 @@ impl Peer for PeerService {
         &self,
         request: Request<ChecksumRequest>,
     ) -> Result<Response<StartChecksumResponse>, Status> {
-        let ChecksumRequest { shard_id, nonce } = request.into_inner();
+        let (_, ChecksumRequest { shard_id, nonce }) = self.admitted(request)?;
         if self.replica(shard_id)?.propose_checksum(nonce) {
             Ok(Response::new(StartChecksumResponse {}))
         } else {
@@ -176,7 +165,7 @@ impl Peer for PeerService {
         &self,
         request: Request<TransferRequest>,
     ) -> Result<Response<TransferResponse>, Status> {
-        let TransferRequest { shard_id, to_node } = request.into_inner();
+        let (_, TransferRequest { shard_id, to_node }) = self.admitted(request)?;
         self.replica(shard_id)?
             .group()
             .transfer_leader(NodeId(to_node), TRANSFER_TIMEOUT)
@@ -189,7 +178,8 @@ impl Peer for PeerService {
         &self,
         request: Request<FlushRequest>,
     ) -> Result<Response<FlushResponse>, Status> {
-        let replica = self.replica(request.into_inner().shard_id)?;
+        let (_, FlushRequest { shard_id }) = self.admitted(request)?;
+        let replica = self.replica(shard_id)?;
         let flushed_index = self
             .node
             .flush_and_purge(&replica)

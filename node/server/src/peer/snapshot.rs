@@ -1,8 +1,7 @@
-//! Snapshots of shards on their way between nodes: the SST files of a consistent view,
-//! streamed in chunks with their checksums, into a directory of the receiver.
+//! Snapshots of shards on their way to other nodes: the SST files of a consistent view,
+//! streamed in chunks with their checksums. The other end is in `receive`.
 //!
 //! Owner of the state: the directory `snapshots/` of the data directory, emptied at start.
-//! Nothing of the shard changes before every file has arrived and its CRC is right.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,25 +17,19 @@ use carillon_proto::internal::{SnapshotChunk, SnapshotFile as FileHead, Snapshot
 use carillon_raft::{OutgoingSnapshot, SnapshotSender};
 use carillon_store::{ShardSnapshot, SnapshotFile};
 use futures_util::future::BoxFuture;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
 
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::peer::{endpoint, peer_client};
 
-/// Bytes of one file of a snapshot, about.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+/// A file of a snapshot is ended when it has this many bytes.
+pub(super) const FILE_BYTES_TARGET: u64 = 64 << 20;
 /// Bytes of one chunk.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks read ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
-/// Files of one snapshot, at most.
-const FILES_MAX: usize = 100_000;
-/// Bytes of the head's records, at most.
-const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// What the meta group's state is when it travels instead of files.
 #[derive(Clone)]
@@ -49,10 +42,10 @@ pub enum Content {
 
 /// A snapshot that has arrived.
 pub struct ReceivedSnapshot {
-    files: Vec<SnapshotFile>,
-    clock: Bytes,
+    pub(super) files: Vec<SnapshotFile>,
+    pub(super) clock: Bytes,
     /// Removed with it; installing moves the files out first.
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 impl ReceivedSnapshot {
@@ -87,7 +80,7 @@ pub fn prepare_directory(data_dir: &Path) -> std::io::Result<PathBuf> {
 
 static DIRECTORIES: AtomicU64 = AtomicU64::new(0);
 
-fn new_directory(parent: &Path, shard: ShardId) -> std::io::Result<PathBuf> {
+pub(super) fn new_directory(parent: &Path, shard: ShardId) -> std::io::Result<PathBuf> {
     let number = DIRECTORIES.fetch_add(1, Ordering::Relaxed);
     let directory = parent.join(format!("{}-{number}", shard.0));
     std::fs::create_dir_all(&directory)?;
@@ -98,7 +91,7 @@ fn new_directory(parent: &Path, shard: ShardId) -> std::io::Result<PathBuf> {
 pub struct Sender {
     /// The cluster as this node knows it.
     pub cluster: Arc<Cluster>,
-    /// Where peers are.
+    /// Who this node is, and where peers are.
     pub identity: Arc<Identity>,
     /// Where files are written before they are sent.
     pub directory: PathBuf,
@@ -109,11 +102,12 @@ impl SnapshotSender for Sender {
         let address = self
             .identity
             .peer_address(snapshot.to.node, &self.cluster.meta());
-        let (me, parent) = (self.cluster.me(), self.directory.clone());
+        let (identity, parent) = (self.identity.clone(), self.directory.clone());
+        let me = self.cluster.me();
         Box::pin(async move {
             let address =
                 address.ok_or_else(|| format!("node {} has no address", snapshot.to.node.0))?;
-            send(me, parent, address, snapshot)
+            send(me, &identity, parent, address, snapshot)
                 .await
                 .map_err(|error| format!("{error:#}"))
         })
@@ -122,6 +116,7 @@ impl SnapshotSender for Sender {
 
 async fn send(
     me: NodeId,
+    identity: &Arc<Identity>,
     parent: PathBuf,
     address: String,
     snapshot: OutgoingSnapshot,
@@ -156,7 +151,7 @@ async fn send(
     let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
     let reading = tokio::task::spawn_blocking(move || read_chunks(head, &paths, &sender));
     let channel = endpoint(&address)?.connect().await?;
-    let response = peer_client(channel)
+    let response = peer_client(channel, identity)
         .install_snapshot(ReceiverStream::new(receiver))
         .await?;
     reading.await??;
@@ -167,7 +162,7 @@ async fn send(
 fn write_files(content: &Content, directory: &Path) -> anyhow::Result<(Vec<SnapshotFile>, Bytes)> {
     match content {
         Content::Shard(snapshot) => {
-            let files = snapshot.write_files(directory, FILE_BYTES_MAX, &mut |_| {
+            let files = snapshot.write_files(directory, FILE_BYTES_TARGET, &mut |_| {
                 std::ops::ControlFlow::Continue(())
             })?;
             Ok((files, snapshot.clock().encoded()))
@@ -220,62 +215,6 @@ impl Drop for Cleanup {
             tracing::warn!(directory = %self.0.display(), %error, "sent files could not be removed");
         }
     }
-}
-
-/// Receives a snapshot's head and files.
-pub async fn receive(
-    mut stream: Streaming<SnapshotChunk>,
-    parent: &Path,
-) -> Result<(SnapshotHead, ReceivedSnapshot), Status> {
-    let Some(SnapshotChunk {
-        part: Some(Part::Head(head)),
-    }) = stream.message().await?
-    else {
-        return Err(Status::invalid_argument("a snapshot begins with its head"));
-    };
-    if head.files.len() > FILES_MAX || head.clock.len() > RECORD_BYTES_MAX {
-        return Err(Status::resource_exhausted(
-            "the snapshot's head is too large",
-        ));
-    }
-    let disk =
-        |error: std::io::Error| Status::internal(format!("snapshot could not be written: {error}"));
-    let directory = new_directory(parent, ShardId(head.shard_id)).map_err(disk)?;
-    let mut received = ReceivedSnapshot {
-        files: Vec::new(),
-        clock: head.clock.clone(),
-        directory,
-    };
-    let mut rest = Bytes::new();
-    for (index, file_head) in head.files.iter().enumerate() {
-        let path = received.directory.join(format!("{index:06}.sst"));
-        let mut file = tokio::fs::File::create(&path).await.map_err(disk)?;
-        let mut left = file_head.size_bytes;
-        while left > 0 {
-            if rest.is_empty() {
-                let Some(SnapshotChunk {
-                    part: Some(Part::Data(data)),
-                }) = stream.message().await?
-                else {
-                    return Err(Status::data_loss("the snapshot ended inside a file"));
-                };
-                rest = data;
-                continue;
-            }
-            let take = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            file.write_all(&rest.split_to(take)).await.map_err(disk)?;
-            left -= take as u64;
-        }
-        file.sync_all().await.map_err(disk)?;
-        received.files.push(SnapshotFile {
-            path,
-            size_bytes: file_head.size_bytes,
-            crc32: file_head.crc32,
-            first_key: file_head.first_key.clone(),
-            last_key: file_head.last_key.clone(),
-        });
-    }
-    Ok((head, received))
 }
 
 /// The clock of a shard's snapshot.

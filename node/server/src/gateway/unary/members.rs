@@ -7,7 +7,7 @@ use carillon_proto::v1;
 use super::page_token::MembersAfter;
 use super::{Call, page_entries};
 use crate::gateway::errors::Failure;
-use crate::gateway::limits::{MEMBERS_ADDED_MAX, MEMBERS_MAX, PAGE_ENTRIES_DEFAULT};
+use crate::gateway::limits::{MEMBERS_MAX, PAGE_ENTRIES_DEFAULT};
 use crate::query::conversation;
 
 impl Call {
@@ -16,7 +16,8 @@ impl Call {
         request: v1::AddMembersRequest,
     ) -> Result<v1::AddMembersResponse, Failure> {
         let conversation = ConversationId::parse(request.conversation_id)?;
-        let members = named_users(request.member_ids, MEMBERS_ADDED_MAX)?;
+        let members = named_users(request.member_ids)?;
+        members_within_limit(&self.user, &members)?;
         let slot = conversation.slot();
         let command = Command::AddMembers {
             conversation,
@@ -35,7 +36,9 @@ impl Call {
         request: v1::RemoveMembersRequest,
     ) -> Result<v1::RemoveMembersResponse, Failure> {
         let conversation = ConversationId::parse(request.conversation_id)?;
-        let members = named_users(request.member_ids, MEMBERS_MAX)?;
+        let members = named_users(request.member_ids)?;
+        // No group has more.
+        within_limit(members.len())?;
         let slot = conversation.slot();
         let command = Command::RemoveMembers {
             conversation,
@@ -97,35 +100,39 @@ impl Call {
 }
 
 /// The users of a change of members: each once, in byte order.
-fn named_users(ids: Vec<String>, max: usize) -> Result<Vec<UserId>, Failure> {
+fn named_users(ids: Vec<String>) -> Result<Vec<UserId>, Failure> {
     if ids.is_empty() {
         return Err(Failure::invalid_argument(
             "MEMBERS_MISSING",
             "no user is named; give at least one",
         ));
     }
-    let users = distinct(ids)?;
-    if users.len() > max {
+    distinct(ids)
+}
+
+/// The caller is a member, so a group with these has both; how many it has already is looked
+/// at where its members are.
+fn members_within_limit(caller: &UserId, members: &[UserId]) -> Result<(), Failure> {
+    let others = members.iter().filter(|member| *member != caller);
+    within_limit(others.count() + 1)
+}
+
+fn within_limit(members: usize) -> Result<(), Failure> {
+    if members > MEMBERS_MAX {
         return Err(Failure::limit(
             "members_max",
-            max as u64,
-            users.len() as u64,
+            MEMBERS_MAX as u64,
+            members as u64,
         ));
     }
-    Ok(users)
+    Ok(())
 }
 
 /// The first members of a group besides its creator: each once, in byte order.
 pub(super) fn first_members(creator: &UserId, ids: Vec<String>) -> Result<Vec<UserId>, Failure> {
     let mut members = distinct(ids)?;
+    members_within_limit(creator, &members)?;
     members.retain(|member| member != creator);
-    if members.len() > MEMBERS_ADDED_MAX {
-        return Err(Failure::limit(
-            "members_max",
-            MEMBERS_MAX as u64,
-            members.len() as u64 + 1,
-        ));
-    }
     Ok(members)
 }
 
@@ -156,32 +163,48 @@ mod tests {
             first_members(&creator, ids(500)).expect("499 others").len(),
             499
         );
-        let failure = first_members(&creator, ids(501)).expect_err("500 others");
-        assert_eq!(
-            (failure.code, failure.reason),
-            (Code::ResourceExhausted, "LIMIT_EXCEEDED")
-        );
         let twice = [ids(499), ids(499)].concat();
-        assert_eq!(
-            named_users(twice, MEMBERS_ADDED_MAX)
-                .expect("each once")
-                .len(),
-            499
-        );
-        assert!(named_users(ids(500), MEMBERS_ADDED_MAX).is_err());
-        assert_eq!(named_users(ids(500), MEMBERS_MAX).expect("500").len(), 500);
+        assert_eq!(named_users(twice).expect("each once").len(), 499);
+    }
+
+    #[test]
+    fn the_limit_is_that_of_the_group() {
+        let caller = UserId::copied("caller").expect("an id");
+        let users = |count| named_users(ids(count)).expect("ids");
+        let of_limit = |failure: Failure| {
+            assert_eq!(
+                (failure.code, failure.reason),
+                (Code::ResourceExhausted, "LIMIT_EXCEEDED")
+            );
+            failure.metadata
+        };
+        let metadata = |actual: usize| {
+            vec![
+                ("limit", "members_max".to_owned()),
+                ("max", "500".to_owned()),
+                ("actual", actual.to_string()),
+            ]
+        };
+        members_within_limit(&caller, &users(499)).expect("500 with the caller");
+        let failure = members_within_limit(&caller, &users(500)).expect_err("501");
+        assert_eq!(of_limit(failure), metadata(501));
+        let failure = first_members(&caller, ids(500)).expect_err("501");
+        assert_eq!(of_limit(failure), metadata(501));
+        // Who calls is counted once.
+        let member = UserId::copied("user-0").expect("an id");
+        members_within_limit(&member, &users(500)).expect("500 with the caller");
+        within_limit(500).expect("500 to remove");
+        assert_eq!(of_limit(within_limit(501).expect_err("501")), metadata(501));
     }
 
     #[test]
     fn bad_lists() {
         assert_eq!(
-            named_users(vec![], 1).expect_err("empty").reason,
+            named_users(vec![]).expect_err("empty").reason,
             "MEMBERS_MISSING"
         );
         assert_eq!(
-            named_users(vec!["a b".into()], 1)
-                .expect_err("a space")
-                .reason,
+            named_users(vec!["a b".into()]).expect_err("a space").reason,
             "INVALID_ID"
         );
         let creator = UserId::copied("alice").expect("an id");

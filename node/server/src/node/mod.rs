@@ -1,0 +1,215 @@
+//! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
+//! its replicas as the shard map says (`replicas`), serves (`serve`, `status`), and leaves in
+//! order (`leave`).
+//!
+//! Owner of the state: [`Node`] holds the parts; each part owns its own.
+
+mod leave;
+mod replicas;
+mod serve;
+mod status;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use carillon_core::ids::{NodeId, ShardId};
+use carillon_log::{LogEngine, LogOptions};
+use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord};
+use carillon_store::{Store, StoreOptions};
+use tokio::sync::watch;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::fanout::Fanout;
+use crate::flush::{self, Flusher};
+use crate::gateway::{Gateway, GatewayMetrics, GatewayOptions, Limits};
+use crate::identity::Identity;
+use crate::metrics::{ConnectionMetrics, MetricsPage, NodeMetrics, registry};
+use crate::peer::Peers;
+use crate::peer::snapshot::prepare_directory;
+use crate::router::Router;
+use crate::shard::beat::Beat;
+use crate::shard::{Replica, Services};
+use serve::{serve_clients, serve_peers};
+
+/// Between two tries of what has to succeed in the end.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The log of a node.
+pub type NodeLog = LogEngine<LogRecord>;
+
+/// See the file's head.
+pub struct Node {
+    config: Config,
+    store: Store,
+    log: NodeLog,
+    services: Services,
+    identity: Arc<Identity>,
+    links: Arc<Links>,
+    flusher: Arc<Flusher>,
+    snapshots: PathBuf,
+    connection_metrics: Arc<ConnectionMetrics>,
+    page: MetricsPage,
+    started: Instant,
+    stopping: AtomicBool,
+    ready: watch::Sender<bool>,
+}
+
+impl GroupRegistry for Cluster {
+    fn group(&self, shard: ShardId) -> Option<Group> {
+        self.replica(shard).map(|replica| replica.group().clone())
+    }
+}
+
+/// Ends the process: what it holds in memory can not be trusted any more. It restarts from
+/// what is durable.
+#[expect(unsafe_code, reason = "exit handlers would run RocksDB's, which write")]
+pub fn die(reason: &dyn std::fmt::Display) -> ! {
+    tracing::error!(
+        "{reason}; the node stops here and recovers from what is durable when it is started again"
+    );
+    eprintln!("carillon-node: {reason}");
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(70) }
+}
+
+/// Runs a node until it is told to stop. `stop` resolves when it is.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let mut stop = std::pin::pin!(stop);
+    // Bound first, so that a port in use is an error before anything else happens.
+    let client_listener = crate::http::bind("clients", config.listen.client).await?;
+    let peer_listener = crate::http::bind("peers", config.listen.peer).await?;
+    let http_listener = crate::http::bind("metrics and probes", config.listen.http).await?;
+    let node = Node::open(config)?;
+    let cluster = node.cluster().clone();
+    let peers = Arc::new(Peers {
+        cluster: cluster.clone(),
+        router: node.services.router.clone(),
+        gateway: node.services.gateway.clone(),
+        links: node.links.clone(),
+        groups: cluster.clone(),
+        identity: node.identity.clone(),
+    });
+    node.spawn_background();
+    tokio::spawn(serve_peers(node.clone(), peers.clone(), peer_listener));
+    tokio::spawn(crate::http::serve(http_listener, node.clone()));
+    tokio::select! {
+        settled = node.identity.settle(&node.config) => settled?,
+        () = &mut stop => return Ok(()),
+    }
+    for peer in &node.config.initial_peers {
+        peers.add(NodeId(peer.node_id), peer.peer_address.clone());
+    }
+    node.start_meta().await?;
+    tokio::spawn(node.clone().keep_meta());
+    tokio::spawn(node.clone().follow_map());
+    let serving = tokio::spawn(serve_clients(node.clone(), client_listener));
+    tokio::select! {
+        served = serving => served.context("the clients' server ended")??,
+        () = &mut stop => {}
+    }
+    node.leave().await;
+    Ok(())
+}
+
+impl Node {
+    fn open(config: Config) -> anyhow::Result<Arc<Self>> {
+        let data = &config.data_dir;
+        std::fs::create_dir_all(data)
+            .with_context(|| format!("data_dir {} cannot be made", data.display()))?;
+        let mut store_options = StoreOptions::new(data.join("state"));
+        store_options.memtable_bytes = config.store.memtable_bytes;
+        store_options.block_cache_bytes = config.store.block_cache_bytes;
+        store_options.failpoint = carillon_log::failpoint::hit;
+        store_options.on_fatal = Arc::new(|error| die(&format!("state store: {error}")));
+        let store = Store::open(&store_options).context("state store")?;
+        let identity = Arc::new(Identity::open(store.clone(), &config)?);
+        let mut log_options = LogOptions::new(data.join("log"));
+        log_options.segment_bytes = config.log.segment_bytes;
+        log_options.memory_tail_bytes_max = config.log.memory_bytes_max as u64;
+        log_options.on_fatal = Arc::new(|error| die(&format!("Raft log: {error}")));
+        let log = LogEngine::open(log_options).context("Raft log")?;
+        let snapshots = prepare_directory(data).context("snapshots directory")?;
+
+        let mut metrics = registry();
+        let node_metrics = NodeMetrics::register(&mut metrics);
+        let connection_metrics = ConnectionMetrics::register(&mut metrics);
+        let gateway_metrics = Arc::new(GatewayMetrics::default());
+        gateway_metrics.register(&mut metrics);
+        let cluster = Cluster::new(config.node());
+        let router = Router::new(cluster.clone());
+        let gateway = Gateway::new(GatewayOptions {
+            node_id: config.node(),
+            limits: limits(&config),
+            router: router.clone(),
+            metrics: gateway_metrics,
+        });
+        let fanout = Fanout::new(cluster.clone(), router.clone());
+        let beat = Beat::new(&config.raft);
+        Ok(Arc::new(Self {
+            flusher: Flusher::new(store.clone()),
+            store,
+            log,
+            services: Services {
+                cluster,
+                router,
+                gateway,
+                fanout,
+                beat,
+                metrics: node_metrics,
+            },
+            identity,
+            links: Links::new(LINK_BUFFER_BYTES_DEFAULT),
+            snapshots,
+            connection_metrics,
+            page: MetricsPage::new(metrics),
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+            ready: watch::Sender::new(false),
+            config,
+        }))
+    }
+
+    /// The cluster as this node knows it.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.services.cluster
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// Flushes the state of the node and purges one shard's log up to it.
+    pub async fn flush_and_purge(&self, replica: &Replica) -> anyhow::Result<u64> {
+        self.flusher.expire();
+        let position = replica.group().flush_and_purge(0).await?;
+        Ok(position.map_or(0, |position| position.index))
+    }
+
+    fn spawn_background(self: &Arc<Self>) {
+        tokio::spawn(self.services.router.clone().run());
+        tokio::spawn(self.services.beat.clone().run());
+        tokio::spawn(self.services.fanout.clone().run());
+        tokio::spawn(self.services.gateway.clone().run());
+        tokio::spawn(flush::run(
+            self.cluster().clone(),
+            self.log.clone(),
+            self.config.log.clone(),
+        ));
+        tokio::spawn(self.clone().watch_ready());
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        heartbeat_interval: config.clients.heartbeat,
+        hello_timeout: config.clients.hello_timeout,
+        session_queue_bytes_max: config.clients.session_queue_bytes_max,
+        op_timeout: config.clients.call_timeout,
+        sessions_max: config.clients.sessions_max,
+    }
+}

@@ -1,0 +1,196 @@
+//! How a node is: whether it serves, its metrics, its replicas.
+//!
+//! Owner of no state but the readiness that is told to probes and health checks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use carillon_core::ids::ShardId;
+use carillon_proto::admin::replica_status::Role as RoleStatus;
+use carillon_proto::admin::{NodeStatus, ReplicaStatus};
+use carillon_proto::internal::{ShardReplica, StatusResponse};
+use carillon_raft::Role;
+
+use super::{Node, RETRY_INTERVAL};
+use crate::meta::META_SHARD;
+use crate::metrics::Observed;
+use crate::shard::Replica;
+
+/// A leader whose majority says nothing for this long is not counted as one.
+const MAJORITY_SILENCE_MAX: Duration = Duration::from_secs(3);
+
+impl Node {
+    /// What this node still waits for before it serves; none when it does.
+    pub fn not_ready(&self) -> Option<String> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Some("stopping".to_owned());
+        }
+        let Some(cluster) = self.identity.cluster_id() else {
+            return Some("waits for the initial peers to make the cluster".to_owned());
+        };
+        let meta = self.cluster().meta();
+        if meta.map.shards.is_empty() {
+            return Some(format!(
+                "belongs to cluster {cluster}, waits for its shard map"
+            ));
+        }
+        let leaderless: Vec<u32> = meta
+            .map
+            .shards
+            .iter()
+            .filter(|shard| shard.replica_on(self.config.node()).is_some())
+            .filter(|shard| !self.is_led(shard.shard_id))
+            .map(|shard| shard.shard_id.0)
+            .collect();
+        if !leaderless.is_empty() {
+            return Some(format!(
+                "shards without a leader that has a majority: {leaderless:?}"
+            ));
+        }
+        None
+    }
+
+    /// Whether a shard has a leader. One that is here counts only while a majority answers
+    /// it: it keeps leading, but nothing it takes is committed.
+    fn is_led(&self, shard: ShardId) -> bool {
+        let Some(replica) = self.cluster().replica(shard) else {
+            return false;
+        };
+        if replica.leader().is_none() {
+            return false;
+        }
+        if !replica.leads() {
+            return true;
+        }
+        let status = replica.group().status();
+        let answering = status
+            .followers
+            .iter()
+            .filter(|follower| status.voters.contains(&follower.member))
+            .filter(|follower| {
+                follower
+                    .answered_ago
+                    .is_some_and(|ago| ago < MAJORITY_SILENCE_MAX)
+            })
+            .count();
+        (answering + 1) * 2 > status.voters.len()
+    }
+
+    /// The same for probes, which must not be ahead of what gRPC health says.
+    pub fn not_ready_yet(&self) -> Option<String> {
+        self.not_ready()
+            .or_else(|| (!*self.ready.borrow()).then(|| "about to be ready".to_owned()))
+    }
+
+    pub(super) async fn watch_ready(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(RETRY_INTERVAL);
+        loop {
+            interval.tick().await;
+            let ready = self.not_ready().is_none();
+            self.ready
+                .send_if_modified(|known| std::mem::replace(known, ready) != ready);
+        }
+    }
+
+    /// The metrics page.
+    pub fn metrics_text(&self) -> Result<String, std::fmt::Error> {
+        let (log, store) = (self.log.stats(), self.store.stats());
+        let replicas = self.cluster().replicas();
+        let lag = |replica: &Arc<Replica>| {
+            replica
+                .group()
+                .status()
+                .followers
+                .iter()
+                .map(|follower| follower.lag_entries)
+                .max()
+                .unwrap_or(0)
+        };
+        let observed = Observed {
+            replicas: replicas.len() as u64,
+            leaders: replicas.iter().filter(|replica| replica.leads()).count() as u64,
+            nodes_up: self.cluster().nodes_up() as u64,
+            operations_outstanding: self.services.router.outstanding() as u64,
+            deliveries_outstanding: self.services.fanout.undelivered(),
+            replication_lag_entries_max: replicas.iter().map(lag).max().unwrap_or(0),
+            append_streams: self
+                .links
+                .all()
+                .iter()
+                .map(|link| link.stats().append_streams)
+                .sum(),
+            log_bytes: log.segments * self.config.log.segment_bytes,
+            log_syncs: log.syncs,
+            log_sync_microseconds: log.sync_micros,
+            state_bytes: store.table_bytes,
+            memtable_bytes: store.memtable_bytes,
+        };
+        self.page.render(&observed)
+    }
+
+    /// This node and its replicas, for the admin service of any node.
+    pub fn status(&self) -> StatusResponse {
+        let replicas = self.cluster().replicas();
+        let (log, store) = (self.log.stats(), self.store.stats());
+        let node = NodeStatus {
+            node_id: self.config.node_id,
+            client_address: self.config.client_address(),
+            peer_address: self.config.peer_address(),
+            up: true,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            replicas: replicas
+                .iter()
+                .filter(|replica| replica.shard() != META_SHARD)
+                .count() as u32,
+            leaders: replicas
+                .iter()
+                .filter(|replica| replica.shard() != META_SHARD && replica.leads())
+                .count() as u32,
+            sessions: self.services.gateway.sessions() as u32,
+            state_bytes: store.table_bytes + store.memtable_bytes,
+            log_bytes: log.segments * self.config.log.segment_bytes,
+            draining: self.stopping.load(Ordering::Acquire),
+        };
+        let replicas = replicas
+            .iter()
+            .map(|replica| self.replica_status(replica))
+            .collect();
+        StatusResponse {
+            node: Some(node),
+            replicas,
+        }
+    }
+
+    fn replica_status(&self, replica: &Replica) -> ShardReplica {
+        let status = replica.group().status();
+        let role = match status.role {
+            Role::Leader => RoleStatus::Leader,
+            Role::Follower => RoleStatus::Follower,
+            Role::Candidate => RoleStatus::Candidate,
+            Role::Learner => RoleStatus::Learner,
+            Role::Stopped => RoleStatus::Unknown,
+        };
+        let index = |position: Option<carillon_raft::Position>| {
+            position.map_or(0, |position| position.index)
+        };
+        ShardReplica {
+            shard_id: replica.shard().0,
+            status: Some(ReplicaStatus {
+                node_id: self.config.node_id,
+                replica_id: replica.group().me().replica.0,
+                role: role.into(),
+                term: status.term,
+                last_log_index: status.last_log.unwrap_or(0),
+                applied_index: index(status.applied),
+                flushed_index: index(status.flushed),
+                purged_index: index(status.purged),
+                state_bytes: match replica.shard() {
+                    META_SHARD => 0,
+                    _ => self.store.approximate_bytes(replica.reader().slots()),
+                },
+            }),
+        }
+    }
+}
