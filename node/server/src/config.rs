@@ -133,9 +133,10 @@ pub struct RaftConfig {
     /// Default: 600ms.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
-    /// Under load, a node proposes one log entry in this time on average: its shards
-    /// propose together and then gather commands for as many times this as they made
-    /// entries. The first command after a pause never waits. Default: 2ms.
+    /// Under load, a node proposes at most one log entry in this time on average: its
+    /// shards propose together and then gather commands for as many times this as they
+    /// made entries, or for as long as an entry takes to be applied if that is longer. The
+    /// first command after a pause never waits. Default: 2ms.
     #[serde(with = "humantime_serde")]
     pub entry_interval: Duration,
     /// Commands are never gathered for longer than this. Default: 20ms.

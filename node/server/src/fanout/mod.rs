@@ -29,7 +29,7 @@ use crate::router::{DeliverSink, OpError, Router};
 const ROUND_INTERVAL: Duration = Duration::from_millis(4);
 
 /// The outbox is advanced at most this often: a crash in between only repeats deliveries.
-const ADVANCE_INTERVAL: Duration = Duration::from_millis(50);
+const ADVANCE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Conversations whose recipients are kept in memory, about.
 const CONVERSATIONS_KEPT: usize = 50_000;

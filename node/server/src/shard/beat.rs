@@ -4,10 +4,12 @@
 //! node propose together: their entries share one log write, one fsync and one frame to
 //! each peer, and an entry carries many commands. An entry costs a hundred times a
 //! command, so the beat bounds how many the node makes: after a round it pauses for
-//! `entry_interval` times the entries of the round, at most `batch_interval_max`.
+//! `entry_interval` times the entries of the round, and for as long as an entry takes to be
+//! applied, which grows when processors or disks are short; at most `batch_interval_max`.
 //!
 //! Owner of the state: this file. Invariant: a replica is listed at most once.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,12 +20,17 @@ use tokio::time::Instant;
 use crate::config::RaftConfig;
 use crate::shard::Replica;
 
+/// The newest round trip counts for one part in so many of the mean.
+const ROUND_TRIP_WEIGHT: u64 = 16;
+
 /// Replicas that have something to propose, and the moment to do it.
 pub struct Beat {
     armed: Mutex<Vec<Weak<Replica>>>,
     wake: Notify,
     entry_interval: Duration,
     interval_max: Duration,
+    /// The moving mean of what an entry takes from being proposed to being applied.
+    round_trip_us: AtomicU64,
 }
 
 impl Beat {
@@ -34,6 +41,7 @@ impl Beat {
             wake: Notify::new(),
             entry_interval: config.entry_interval,
             interval_max: config.batch_interval_max,
+            round_trip_us: AtomicU64::new(0),
         })
     }
 
@@ -49,10 +57,21 @@ impl Beat {
         }
     }
 
+    /// An entry that was proposed here is applied, after so long.
+    pub fn applied_after(&self, round_trip: Duration) {
+        let newest = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+        // Two at a time may overwrite each other's: it is only a mean.
+        let mean = self.round_trip_us.load(Ordering::Relaxed);
+        let mean = mean - mean / ROUND_TRIP_WEIGHT + newest / ROUND_TRIP_WEIGHT;
+        self.round_trip_us.store(mean, Ordering::Relaxed);
+    }
+
     /// How long commands are gathered after a round of so many entries.
     fn pause(&self, entries: u32) -> Duration {
+        let round_trip = Duration::from_micros(self.round_trip_us.load(Ordering::Relaxed));
         self.entry_interval
             .saturating_mul(entries)
+            .max(round_trip)
             .min(self.interval_max)
     }
 
@@ -72,5 +91,35 @@ impl Beat {
             }
             next = begun + self.pause(entries);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_for_entries_and_for_what_they_take() {
+        let ms = Duration::from_millis;
+        let beat = Beat::new(&RaftConfig {
+            entry_interval: ms(2),
+            batch_interval_max: ms(20),
+            ..RaftConfig::default()
+        });
+        assert_eq!(beat.pause(0), ms(0));
+        assert_eq!(beat.pause(5), ms(10));
+        assert_eq!(beat.pause(50), ms(20));
+        for _ in 0..100 {
+            beat.applied_after(ms(15));
+        }
+        assert!(beat.pause(1) > ms(14) && beat.pause(1) <= ms(15));
+        for _ in 0..100 {
+            beat.applied_after(ms(100));
+        }
+        assert_eq!(beat.pause(1), ms(20));
+        for _ in 0..200 {
+            beat.applied_after(ms(1));
+        }
+        assert_eq!(beat.pause(2), ms(4));
     }
 }

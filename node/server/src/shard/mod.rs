@@ -14,7 +14,7 @@ pub mod subscribers;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use carillon_core::apply::{Delivery, Effects, Event};
@@ -313,19 +313,22 @@ impl Replica {
             };
             let (payload, origins) = encode_entry(proposals);
             self.services.metrics.entry_proposed(origins.len());
-            let me = self.clone();
+            let (me, proposed) = (self.clone(), Instant::now());
             self.group
-                .propose(payload, move |outcome| me.ended(origins, outcome))
+                .propose(payload, move |outcome| me.ended(origins, proposed, outcome))
                 .await;
             entries += 1;
         }
     }
 
     /// An entry has ended: answers all of its commands.
-    fn ended(self: Arc<Self>, origins: Vec<Origin>, outcome: Outcome) {
+    fn ended(self: Arc<Self>, origins: Vec<Origin>, proposed: Instant, outcome: Outcome) {
         self.queue.lock().entries_in_flight -= 1;
         match outcome {
-            Outcome::Applied(effects) => self.answer(origins, effects),
+            Outcome::Applied(effects) => {
+                self.services.beat.applied_after(proposed.elapsed());
+                self.answer(origins, effects);
+            }
             Outcome::NotLeader { .. }
             | Outcome::NotReady
             | Outcome::Unknown
