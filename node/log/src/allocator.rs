@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::format::SegmentNumber;
 use crate::options::LogOptions;
@@ -19,6 +22,9 @@ use crate::{LogError, failpoint};
 
 /// Commands that may wait; the writer blocks above it.
 const COMMANDS_MAX: usize = 64;
+/// Pause after each MiB of a new file while nobody waits for it: filling it at once takes a
+/// processor and the disk from the writes of all nodes that need their next file at that time.
+const FILL_PAUSE: Duration = Duration::from_millis(40);
 
 type Prepared = Result<SegmentFile, LogError>;
 
@@ -27,8 +33,31 @@ enum Command {
     Dispose(Arc<SegmentFile>),
 }
 
+/// Whether the file that is being made is wanted soon.
+#[derive(Default)]
+struct Haste {
+    wanted: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Haste {
+    fn set(&self, wanted: bool) {
+        *self.wanted.lock() = wanted;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a while, unless there is haste.
+    fn pause(&self) {
+        let mut wanted = self.wanted.lock();
+        if !*wanted {
+            self.changed.wait_for(&mut wanted, FILL_PAUSE);
+        }
+    }
+}
+
 /// The writer's side of the allocator.
 pub(crate) struct Allocator {
+    haste: Arc<Haste>,
     commands: Option<SyncSender<Command>>,
     thread: Option<JoinHandle<()>>,
     next: Option<(SegmentNumber, Receiver<Prepared>)>,
@@ -44,7 +73,9 @@ pub(crate) struct Allocated {
 impl Allocator {
     pub(crate) fn start(options: &LogOptions, poison: Arc<Poison>) -> Result<Self, LogError> {
         let (commands, receiver) = sync_channel(COMMANDS_MAX);
+        let haste = Arc::new(Haste::default());
         let files = Files {
+            haste: Arc::clone(&haste),
             dir: options.dir.clone(),
             segment_bytes: options.segment_bytes,
             spares_max: options.recycled_segments_max,
@@ -55,6 +86,7 @@ impl Allocator {
             .spawn(move || files.run(&receiver, &poison))
             .map_err(LogError::io("start the file thread for", &options.dir))?;
         Ok(Allocator {
+            haste,
             commands: Some(commands),
             thread: Some(thread),
             next: None,
@@ -83,9 +115,15 @@ impl Allocator {
     /// Begins to prepare segment `number`.
     pub(crate) fn prepare(&mut self, number: SegmentNumber) -> Result<(), LogError> {
         let (sender, receiver) = sync_channel(1);
+        self.haste.set(false);
         self.send(Command::Prepare(number, sender))?;
         self.next = Some((number, receiver));
         Ok(())
+    }
+
+    /// The file that is being prepared will be wanted soon.
+    pub(crate) fn hurry(&self) {
+        self.haste.set(true);
     }
 
     /// The file of segment `number`. A disk that was full when it was prepared early gets a second
@@ -101,9 +139,11 @@ impl Allocator {
                 stalled: false,
             });
         }
+        self.hurry();
         let file = match prepared.recv().map_err(|_| self.gone())? {
             Err(error) if error.is_storage_full() => {
                 self.prepare(number)?;
+                self.hurry();
                 let (_, prepared) = self.next.take().ok_or_else(|| self.gone())?;
                 prepared.recv().map_err(|_| self.gone())?
             }
@@ -124,6 +164,7 @@ impl Allocator {
     pub(crate) fn stop(&mut self) {
         self.commands = None;
         self.next = None;
+        self.hurry();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -140,6 +181,7 @@ impl Drop for Allocator {
 
 /// The thread's side.
 struct Files {
+    haste: Arc<Haste>,
     dir: PathBuf,
     segment_bytes: u64,
     spares_max: usize,
@@ -169,7 +211,13 @@ impl Files {
     }
 
     fn prepare(&mut self, number: SegmentNumber) -> Prepared {
-        let created = SegmentFile::create(&self.dir, number, self.segment_bytes, self.spares.pop());
+        let created = SegmentFile::create(
+            &self.dir,
+            number,
+            self.segment_bytes,
+            self.spares.pop(),
+            || self.haste.pause(),
+        );
         if created.is_err() {
             // Gives the space of a half-made file back; the error that matters is the first one.
             _ = std::fs::remove_file(segment::path(&self.dir, number, segment::PREPARING_SUFFIX));

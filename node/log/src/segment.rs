@@ -47,12 +47,14 @@ pub(crate) struct SegmentFile {
 
 impl SegmentFile {
     /// Makes the file for segment `number`, from `spare` if given, durably in place under its
-    /// name, with the header written and `bytes` long.
+    /// name, with the header written and `bytes` long. `pause` is called after each MiB that
+    /// a new file is filled with.
     pub(crate) fn create(
         dir: &Path,
         number: SegmentNumber,
         bytes: u64,
         spare: Option<(File, PathBuf)>,
+        pause: impl FnMut(),
     ) -> Result<Self, LogError> {
         let preparing = path(dir, number, PREPARING_SUFFIX);
         let file = match spare {
@@ -61,7 +63,7 @@ impl SegmentFile {
                     .map_err(LogError::io("rename", &spare_path))?;
                 file
             }
-            None => create_zeroed(&preparing, bytes)?,
+            None => create_zeroed(&preparing, bytes, pause)?,
         };
         let epoch = Epoch {
             number,
@@ -211,7 +213,7 @@ impl SegmentFile {
     }
 }
 
-fn create_zeroed(path: &Path, bytes: u64) -> Result<File, LogError> {
+fn create_zeroed(path: &Path, bytes: u64, mut pause: impl FnMut()) -> Result<File, LogError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -227,6 +229,7 @@ fn create_zeroed(path: &Path, bytes: u64) -> Result<File, LogError> {
             .map_err(LogError::io("write zeros to", path))?;
         offset += chunk;
         file.sync_data().map_err(LogError::io("sync", path))?;
+        pause();
     }
     Ok(file)
 }

@@ -42,6 +42,8 @@ pub(crate) struct Writer<E: LogEntry> {
     active: Arc<SegmentFile>,
     /// Where the next batch goes in the active segment.
     offset: u64,
+    /// The next segment was asked for again, since half of this one is used.
+    hurried: bool,
     /// The end of the last batch.
     durable: Position,
     next_sequence: u64,
@@ -83,6 +85,7 @@ impl<E: LogEntry> Writer<E> {
                 .map(|(file, end)| Sealed { file, end })
                 .collect(),
             offset,
+            hurried: false,
             durable: Position {
                 segment: active.number(),
                 offset,
@@ -174,6 +177,9 @@ impl<E: LogEntry> Writer<E> {
     ) -> Result<(), LogError> {
         if self.is_full() {
             self.rotate()?;
+        } else if !self.hurried && self.offset >= self.options.segment_bytes / 2 {
+            self.hurried = true;
+            self.allocator.hurry();
         }
         self.batch.start(self.active.epoch(), self.offset);
         requests.iter().for_each(|request| self.encode(request));
@@ -353,6 +359,7 @@ impl<E: LogEntry> Writer<E> {
             end: self.offset,
         });
         self.offset = DATA_START;
+        self.hurried = false;
         self.write_batch()?;
         self.shared.counters.rotations.fetch_add(1, Relaxed);
         self.shared

@@ -214,7 +214,7 @@ impl Default for LogConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// Bytes of one memtable. Default: 67108864.
+    /// Bytes of state gathered in memory before they are flushed, about. Default: 33554432.
     pub memtable_bytes: usize,
     /// Bytes of the block cache. Default: 268435456.
     pub block_cache_bytes: usize,
@@ -223,7 +223,7 @@ pub struct StoreConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
-            memtable_bytes: 64 << 20,
+            memtable_bytes: 32 << 20,
             block_cache_bytes: 256 << 20,
         }
     }

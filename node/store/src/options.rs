@@ -5,6 +5,7 @@
 //! What is not in [`StoreOptions`] is a constant here because nobody would change it.
 
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ const BLOCK_BYTES: usize = 8 * 1024;
 /// Size of one table file.
 const TABLE_BYTES: u64 = 64 * 1024 * 1024;
 /// Table files in level 0 that start a compaction, slow writers down, stop writers.
-const LEVEL0_FILES: (i32, i32, i32) = (4, 24, 40);
+const LEVEL0_FILES: (i32, i32, i32) = (8, 24, 40);
 /// Bytes between two background syncs while a table file is written, so that its last sync
 /// does not hold the disk while the Raft log wants it.
 const BYTES_PER_SYNC: u64 = 1024 * 1024;
@@ -58,9 +59,11 @@ pub type FatalHook = Arc<dyn Fn(&StoreError) + Send + Sync>;
 pub struct StoreOptions {
     /// Directory of the database. Created when absent; its parent must exist.
     pub path: PathBuf,
-    /// Bytes of state gathered in memory before they are flushed; writers are held back at three
-    /// times as many. More writes less to disk, and leaves more to replay from the log after a
-    /// crash. At least 512 KiB. Default 64 MiB.
+    /// Bytes of state gathered in memory before they are flushed, less up to a quarter that is
+    /// chosen at random, so that the replicas of a shard, which write the same, do not all flush
+    /// at the same moment. Writers are held back at three times as many. More writes less to
+    /// disk, but takes a processor for longer, and leaves more to replay from the log after a
+    /// crash. At least 512 KiB. Default 32 MiB.
     pub memtable_bytes: usize,
     /// Size in bytes of the cache of uncompressed blocks, shared by all shards. Default 256 MiB.
     pub block_cache_bytes: usize,
@@ -87,7 +90,7 @@ impl StoreOptions {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            memtable_bytes: 64 * 1024 * 1024,
+            memtable_bytes: 32 * 1024 * 1024,
             block_cache_bytes: 256 * 1024 * 1024,
             shard_cache_bytes: 16 * 1024 * 1024,
             held_bytes_max: 128 * 1024,
@@ -127,7 +130,10 @@ impl StoreOptions {
     /// Options of the column family that holds the state of the shards.
     pub(crate) fn state(&self) -> Options {
         let mut options = table_options(Some(&Cache::new_lru_cache(self.block_cache_bytes)));
-        options.set_write_buffer_size(self.memtable_bytes / MEMTABLES_PER_FLUSH as usize);
+        let less_at_most = self.memtable_bytes as u64 / 4;
+        let less = RandomState::new().hash_one(0_u8) % less_at_most.max(1);
+        let flushed_bytes = self.memtable_bytes - less as usize;
+        options.set_write_buffer_size(flushed_bytes / MEMTABLES_PER_FLUSH as usize);
         options.set_min_write_buffer_number_to_merge(MEMTABLES_PER_FLUSH);
         options.set_max_write_buffer_number(MEMTABLES_MAX);
         options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
