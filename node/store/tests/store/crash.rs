@@ -191,6 +191,8 @@ fn a_process_killed_while_it_writes_leaves_a_prefix_of_whole_batches() {
     for point in [
         "store.before_commit@1",
         "store.before_commit@500",
+        "store.before_write@1",
+        "store.before_write@20",
         "store.before_flush@1",
         "store.before_flush@3",
         "store.after_flush@1",

@@ -122,7 +122,6 @@ proptest! {
         let mut shard = store.shard(SHARD, range).unwrap();
         let mut committed = State::new();
         let mut remembered = State::new();
-        let mut applied = None;
         for (n, (steps, read, after)) in batches.into_iter().enumerate() {
             let mut state = committed.clone();
             let mut remembering = remembered.clone();
@@ -159,7 +158,7 @@ proptest! {
             batch.commit(&n.to_be_bytes(), clock(n as u64)).unwrap();
             committed = state;
             remembered = remembering;
-            applied = Some(n);
+            let mut applied = Some(n);
             match after {
                 After::Nothing => {}
                 After::Flush => {

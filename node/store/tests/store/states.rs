@@ -31,6 +31,8 @@ pub fn options(dir: &std::path::Path) -> StoreOptions {
         memtable_bytes: 512 * 1024,
         block_cache_bytes: 1024 * 1024,
         shard_cache_bytes: 4 * 1024,
+        // Some commits are held, others are written.
+        held_bytes_max: 4 * 1024,
         ..StoreOptions::new(dir.join("state"))
     }
 }
