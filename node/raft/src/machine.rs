@@ -25,7 +25,7 @@ use crate::types::{Entry, LogId, Reply, SnapshotMeta, StoredMembership, TypeConf
 /// Entries that one call of [`Machine::apply`] gets at most.
 pub const APPLY_ENTRIES_MAX: usize = 256;
 /// Payload bytes after which a call of [`Machine::apply`] takes no further entry.
-pub const APPLY_BYTES_MAX: usize = 4 << 20;
+pub const APPLY_BYTES_MAX: usize = 256 << 10;
 
 /// The content of a snapshot: a type that only the server knows.
 pub type SnapshotContent = Arc<dyn Any + Send + Sync>;
@@ -290,6 +290,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 .and_then(|entry| entry.payload.as_ref());
             if batch.is_full() || last.is_some_and(|payload| self.machine.ends_batch(payload)) {
                 self.apply_batch(&mut batch)?;
+                // However much there is to apply, heartbeats and votes have their turn.
+                tokio::task::yield_now().await;
             }
         }
         self.apply_batch(&mut batch)

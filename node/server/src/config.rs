@@ -144,10 +144,11 @@ pub struct RaftConfig {
     pub batch_interval_max: Duration,
     /// Log entries of one shard proposed and not applied, at most. Default: 4.
     pub entries_in_flight_max: usize,
-    /// Bytes of commands in one log entry, at most. Default: 1048576.
+    /// Bytes of commands in one log entry, at most; applying one holds a thread for some
+    /// milliseconds. Default: 262144.
     pub entry_bytes_max: usize,
     /// Commands that wait to be proposed in one shard, at most; over it callers get
-    /// RESOURCE_EXHAUSTED. Default: 100000.
+    /// RESOURCE_EXHAUSTED. Default: 8192.
     pub proposals_waiting_max: usize,
 }
 
@@ -160,8 +161,8 @@ impl Default for RaftConfig {
             entry_interval: Duration::from_millis(2),
             batch_interval_max: Duration::from_millis(20),
             entries_in_flight_max: 4,
-            entry_bytes_max: 1 << 20,
-            proposals_waiting_max: 100_000,
+            entry_bytes_max: 256 << 10,
+            proposals_waiting_max: 8_192,
         }
     }
 }

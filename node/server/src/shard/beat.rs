@@ -6,10 +6,12 @@
 //! command, so the beat bounds how many the node makes: after a round it pauses for
 //! `entry_interval` times the entries of the round, and for as long as an entry takes to be
 //! applied, which grows when processors or disks are short; at most `batch_interval_max`.
+//! When all that was proposed is applied and so much waits that entries are worth their cost
+//! already, it goes on at once.
 //!
 //! Owner of the state: this file. Invariant: a replica is listed at most once.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,6 +22,8 @@ use tokio::time::Instant;
 use crate::config::RaftConfig;
 use crate::shard::Replica;
 
+/// An entry of so many commands costs little more than its commands.
+const COMMANDS_WORTH_AN_ENTRY: isize = 48;
 /// The newest round trip counts for one part in so many of the mean.
 const ROUND_TRIP_WEIGHT: u64 = 16;
 
@@ -31,6 +35,13 @@ pub struct Beat {
     interval_max: Duration,
     /// The moving mean of what an entry takes from being proposed to being applied.
     round_trip_us: AtomicU64,
+    /// Commands that wait in the replicas of this node. For a moment below zero when one is
+    /// taken before it is counted.
+    waiting: AtomicIsize,
+    /// Entries proposed here and not ended.
+    in_flight: AtomicIsize,
+    /// Ends the pause.
+    early: Notify,
 }
 
 impl Beat {
@@ -42,6 +53,9 @@ impl Beat {
             entry_interval: config.entry_interval,
             interval_max: config.batch_interval_max,
             round_trip_us: AtomicU64::new(0),
+            waiting: AtomicIsize::new(0),
+            in_flight: AtomicIsize::new(0),
+            early: Notify::new(),
         })
     }
 
@@ -54,6 +68,36 @@ impl Beat {
         };
         if first {
             self.wake.notify_one();
+        }
+    }
+
+    /// So many commands more wait in a replica.
+    pub fn queued(&self, commands: usize) {
+        self.waiting.fetch_add(commands as isize, Ordering::Relaxed);
+        self.go_on_early();
+    }
+
+    /// So many commands wait no more; `proposed` as an entry, or given back.
+    pub fn taken(&self, commands: usize, proposed: bool) {
+        self.waiting.fetch_sub(commands as isize, Ordering::Relaxed);
+        self.in_flight
+            .fetch_add(isize::from(proposed), Ordering::Relaxed);
+    }
+
+    /// An entry that was proposed here has ended.
+    pub fn ended(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.go_on_early();
+    }
+
+    fn go_on_early(&self) {
+        if self.in_flight.load(Ordering::Relaxed) == 0
+            && self.waiting.load(Ordering::Relaxed) >= COMMANDS_WORTH_AN_ENTRY
+        {
+            let armed = self.armed.lock().len() as isize;
+            if self.waiting.load(Ordering::Relaxed) >= COMMANDS_WORTH_AN_ENTRY * armed.max(1) {
+                self.early.notify_one();
+            }
         }
     }
 
@@ -80,7 +124,11 @@ impl Beat {
         let mut next = Instant::now();
         loop {
             self.wake.notified().await;
-            tokio::time::sleep_until(next).await;
+            // Both arms are cancel-safe: a notice left over ends a later pause, no more.
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = self.early.notified() => {}
+            }
             let begun = Instant::now();
             let round = std::mem::take(&mut *self.armed.lock());
             let mut entries = 0;
@@ -97,6 +145,7 @@ impl Beat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt as _;
 
     #[test]
     fn pauses_for_entries_and_for_what_they_take() {
@@ -121,5 +170,23 @@ mod tests {
             beat.applied_after(ms(1));
         }
         assert_eq!(beat.pause(2), ms(4));
+    }
+
+    #[test]
+    fn goes_on_early_when_nothing_is_in_flight_and_much_waits() {
+        let beat = Beat::new(&RaftConfig::default());
+        let early = || beat.early.notified().now_or_never().is_some();
+        beat.queued(47);
+        assert!(!early());
+        beat.queued(1);
+        assert!(early());
+        beat.taken(48, true);
+        beat.queued(100);
+        assert!(!early(), "an entry is in flight");
+        beat.ended();
+        assert!(early());
+        beat.taken(100, false);
+        beat.queued(1);
+        assert!(!early());
     }
 }

@@ -36,7 +36,7 @@ use self::queue::{Leading, NotTaken, Origin, Proposal, Queue};
 use self::subscribers::Subscribers;
 use crate::cluster::{Cluster, Route};
 use crate::config::RaftConfig;
-use crate::fanout::batch::read_batch;
+use crate::fanout::batch::{BATCH_ITEMS_MAX, read_batch};
 use crate::fanout::{DeliverBatch, Fanout};
 use crate::gateway::Gateway;
 use crate::metrics::NodeMetrics;
@@ -45,6 +45,10 @@ use crate::router::{Payload, Response, Router, Undone};
 
 /// Conversations of the outbox that are read at a time.
 const OUTBOX_PAGE: usize = 1_000;
+
+/// Deliveries that may wait in a shard beyond what clients' commands may: what is stored must
+/// get room, however much more clients want to store. A few whole batches.
+const DELIVERIES_WAITING_EXTRA: usize = 3 * BATCH_ITEMS_MAX as usize;
 
 /// How long a query may wait for its ReadIndex; callers have deadlines of their own.
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(5);
@@ -178,6 +182,7 @@ impl Replica {
             let mut queue = self.queue.lock();
             (queue.leading(), queue.lead(leading))
         };
+        self.services.beat.taken(stale.len(), false);
         self.reject(stale.into_iter().map(|proposal| proposal.origin));
         if before.ready && (!leading.ready || before.term != leading.term) {
             self.leading.store(false, Ordering::Release);
@@ -221,8 +226,9 @@ impl Replica {
                     ));
                 };
                 let mut queue = self.queue.lock();
+                let max = max + DELIVERIES_WAITING_EXTRA;
                 queue.admits(term, items.len(), max).map_err(not_taken)?;
-                let batch = self.answer_batch(items.len(), origin);
+                let (count, batch) = (items.len(), self.answer_batch(items.len(), origin));
                 for item in items {
                     let origin = Origin::Deliver {
                         batch: batch.clone(),
@@ -245,6 +251,7 @@ impl Replica {
                 let proposable = queue.proposable(self.config.entries_in_flight_max);
                 drop(queue);
                 self.list(proposable);
+                self.services.beat.queued(count);
             }
             Payload::Query(query) => {
                 let leading = self.queue.lock().leading();
@@ -273,12 +280,20 @@ impl Replica {
 
     /// Takes a proposal, or gives it back.
     pub fn offer(&self, proposal: Proposal) -> Result<(), (Proposal, NotTaken)> {
+        let waiting_max = match proposal.origin {
+            Origin::Lane { .. } | Origin::Relay { .. } => self.config.proposals_waiting_max,
+            // The node's own work is what empties the queues of others.
+            Origin::Deliver { .. } | Origin::Probe { .. } | Origin::Nobody => {
+                self.config.proposals_waiting_max + DELIVERIES_WAITING_EXTRA
+            }
+        };
         let proposable = {
             let mut queue = self.queue.lock();
-            queue.push(proposal, self.config.proposals_waiting_max)?;
+            queue.push(proposal, waiting_max)?;
             queue.proposable(self.config.entries_in_flight_max)
         };
         self.list(proposable);
+        self.services.beat.queued(1);
         Ok(())
     }
 
@@ -311,6 +326,7 @@ impl Replica {
                 queue.entries_in_flight += 1;
                 queue.take(self.config.entry_bytes_max)
             };
+            self.services.beat.taken(proposals.len(), true);
             let (payload, origins) = encode_entry(proposals);
             self.services.metrics.entry_proposed(origins.len());
             let (me, proposed) = (self.clone(), Instant::now());
@@ -324,6 +340,7 @@ impl Replica {
     /// An entry has ended: answers all of its commands.
     fn ended(self: Arc<Self>, origins: Vec<Origin>, proposed: Instant, outcome: Outcome) {
         self.queue.lock().entries_in_flight -= 1;
+        self.services.beat.ended();
         match outcome {
             Outcome::Applied(effects) => {
                 self.services.beat.applied_after(proposed.elapsed());
@@ -529,6 +546,7 @@ impl Replica {
     /// Nothing is taken any more; what waits is given back.
     pub fn stop(&self) {
         let waiting = self.queue.lock().drain();
+        self.services.beat.taken(waiting.len(), false);
         self.reject(waiting.into_iter().map(|proposal| proposal.origin));
     }
 }
