@@ -244,3 +244,33 @@ impl Files {
         segment::sync_dir(&self.dir)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn a_file_that_is_wanted_is_filled_without_pauses() {
+        const PAUSES: u32 = 100;
+        let haste = Haste::default();
+        haste.set(true);
+        let begun = Instant::now();
+        (0..PAUSES).for_each(|_| haste.pause());
+        assert!(begun.elapsed() < FILL_PAUSE * PAUSES / 2);
+    }
+
+    #[test]
+    fn haste_ends_the_pauses_of_a_file_that_is_being_filled() {
+        const PAUSES: u32 = 250;
+        let haste = Arc::new(Haste::default());
+        let begun = Instant::now();
+        let filling = {
+            let haste = Arc::clone(&haste);
+            std::thread::spawn(move || (0..PAUSES).for_each(|_| haste.pause()))
+        };
+        haste.set(true);
+        assert!(filling.join().is_ok());
+        assert!(begun.elapsed() < FILL_PAUSE * PAUSES / 2);
+    }
+}
