@@ -133,10 +133,11 @@ pub struct RaftConfig {
     /// Default: 600ms.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
-    /// Under load, a node proposes at most one log entry in this time on average: its
-    /// shards propose together and then gather commands for as many times this as they
-    /// made entries, or for as long as an entry takes to be applied if that is longer. The
-    /// first command after a pause never waits. Default: 2ms.
+    /// Paces log entries under load: the shards of a node propose together and then gather
+    /// commands for as many times this as they made entries, or for as long as an entry
+    /// takes to be applied if that is longer. It goes on earlier when everything proposed
+    /// is applied and at least 48 commands wait for each shard that has some. The first
+    /// command after a pause never waits. Default: 2ms.
     #[serde(with = "humantime_serde")]
     pub entry_interval: Duration,
     /// Commands are never gathered for longer than this. Default: 20ms.
@@ -144,8 +145,8 @@ pub struct RaftConfig {
     pub batch_interval_max: Duration,
     /// Log entries of one shard proposed and not applied, at most. Default: 4.
     pub entries_in_flight_max: usize,
-    /// Bytes of commands in one log entry, at most; applying one holds a thread for some
-    /// milliseconds. Default: 262144.
+    /// Bytes of commands in one log entry, at most; while one is applied, its thread does
+    /// nothing else. Default: 262144.
     pub entry_bytes_max: usize,
     /// Commands that wait to be proposed in one shard, at most; over it callers get
     /// RESOURCE_EXHAUSTED. Default: 8192.

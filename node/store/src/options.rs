@@ -71,9 +71,9 @@ pub struct StoreOptions {
     /// shard. Default 16 MiB.
     pub shard_cache_bytes: usize,
     /// Bytes of keys and values that each open shard holds back before it writes them to the
-    /// engine, so that records which change all the time are written once for many changes; a
-    /// write of them takes a few milliseconds of a processor. 0: every commit is written at
-    /// once. Default 128 KiB.
+    /// engine, so that records which change all the time are written once for many changes; the
+    /// more it is, the longer the one write takes. 0: every commit is written at once. Default
+    /// 128 KiB.
     pub held_bytes_max: usize,
     /// Bytes per second that flushes and compactions may write together. Default 100 MB/s.
     pub background_write_bytes_per_second: u64,
