@@ -2,5 +2,6 @@
 
 mod crash;
 mod memory_model;
+mod reads;
 mod snapshots;
 mod states;
