@@ -16,6 +16,9 @@ use super::frames::{Content, Custom};
 
 /// The longest latency that is told apart, microseconds.
 const LATENCY_US_MAX: u64 = 120_000_000;
+/// Seconds of a window that are told apart; what is due later counts in the whole only.
+const SECONDS_MAX: usize = 600;
+const NANOS_PER_SECOND: Nanos = 1_000_000_000;
 /// Bytes of a payload that are the benchmark's own: the run and the intended time.
 pub const STAMP_BYTES: usize = 16;
 /// The kind of the benchmark's messages.
@@ -30,12 +33,16 @@ pub struct Latencies(Histogram<u64>);
 
 impl Default for Latencies {
     fn default() -> Self {
-        let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3);
-        Self(histogram.expect("the bounds are valid"))
+        Self::with_digits(3)
     }
 }
 
 impl Latencies {
+    fn with_digits(significant: u8) -> Self {
+        let histogram = Histogram::new_with_bounds(1, LATENCY_US_MAX, significant);
+        Self(histogram.expect("the bounds are valid"))
+    }
+
     /// One that took from `from` to `to`.
     pub fn record(&mut self, from: Nanos, to: Nanos) {
         self.0.saturating_record(to.saturating_sub(from) / 1_000);
@@ -67,6 +74,35 @@ pub struct Quantiles {
     pub max_ms: f64,
 }
 
+/// What was due in one second of a window.
+#[derive(Debug)]
+struct Second {
+    ack: Latencies,
+    delivery: Latencies,
+}
+
+impl Default for Second {
+    fn default() -> Self {
+        // Two digits: there are many of these.
+        Self {
+            ack: Latencies::with_digits(2),
+            delivery: Latencies::with_digits(2),
+        }
+    }
+}
+
+/// How slow one second of a window was, milliseconds: a short stall is one bad second, a
+/// load that is too much are many.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct SecondQuantiles {
+    /// Counted from the window's start.
+    pub second: usize,
+    pub ack_p50_ms: f64,
+    pub ack_p99_ms: f64,
+    pub delivery_p50_ms: f64,
+    pub delivery_p99_ms: f64,
+}
+
 /// One window of one rate.
 #[derive(Debug, Default)]
 pub struct Window {
@@ -87,11 +123,40 @@ pub struct Window {
     /// Inbox entries that were left out with, and without, being told.
     pub resynced: u64,
     pub gaps: u64,
+    seconds: Vec<Second>,
 }
 
 impl Window {
     fn has(&self, at: Nanos) -> bool {
         self.from <= at && at < self.to
+    }
+
+    /// The second in which `due`, which is within the window, lies.
+    fn second(&mut self, due: Nanos) -> Option<&mut Second> {
+        let at = usize::try_from((due - self.from) / NANOS_PER_SECOND).ok()?;
+        if at >= SECONDS_MAX {
+            return None;
+        }
+        if at >= self.seconds.len() {
+            self.seconds.resize_with(at + 1, Second::default);
+        }
+        self.seconds.get_mut(at)
+    }
+
+    /// The window's seconds, of the first ten minutes.
+    pub fn by_second(&self) -> Vec<SecondQuantiles> {
+        let seconds = self.seconds.iter().enumerate();
+        let quantiles = seconds.map(|(second, latencies)| {
+            let (ack, delivery) = (latencies.ack.quantiles(), latencies.delivery.quantiles());
+            SecondQuantiles {
+                second,
+                ack_p50_ms: ack.p50_ms,
+                ack_p99_ms: ack.p99_ms,
+                delivery_p50_ms: delivery.p50_ms,
+                delivery_p99_ms: delivery.p99_ms,
+            }
+        });
+        quantiles.collect()
     }
 
     /// Sends that have got no answer.
@@ -210,6 +275,9 @@ impl Listener for Meter {
             window.acked += 1;
             window.deliveries_expected += self.deliveries_per_send;
             window.ack.record(due, now);
+            if let Some(second) = window.second(due) {
+                second.ack.record(due, now);
+            }
             self.after(&window, now);
         }
     }
@@ -233,6 +301,9 @@ impl Listener for Meter {
         if window.has(due) {
             window.delivered += 1;
             window.delivery.record(due, now);
+            if let Some(second) = window.second(due) {
+                second.delivery.record(due, now);
+            }
             self.after(&window, now);
         }
     }
@@ -282,6 +353,26 @@ mod tests {
         // Three significant digits are kept.
         assert!((window.ack.quantiles().max_ms - 4.0).abs() < 0.01);
         assert!(!window.is_settled());
+    }
+
+    #[test]
+    fn a_slow_second_is_told_apart() {
+        let meter = Meter::new(7, 1);
+        let (start, ms) = (5 * NANOS_PER_SECOND, 1_000_000);
+        meter.begin(start, start + 3 * NANOS_PER_SECOND);
+        for (due, took_ms) in [(0, 2), (1_999, 400), (2_000, 3), (3_000, 999)] {
+            let due = start + due * ms;
+            meter.sent(0, due, due + took_ms * ms);
+        }
+        let slowest: Vec<f64> = meter
+            .finish()
+            .by_second()
+            .iter()
+            .map(|second| second.ack_p99_ms.round())
+            .collect();
+        assert_eq!(slowest.len(), 3);
+        assert!((slowest[1] - 400.0).abs() <= 4.0, "{slowest:?}");
+        assert!(slowest[0] <= 3.0 && slowest[2] <= 4.0, "{slowest:?}");
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::io;
 
 use serde::Serialize;
 
-use super::meter::Quantiles;
+use super::meter::{Quantiles, SecondQuantiles};
 use super::nodes::{NodeProcess, Usage};
 use super::pacer::Arrival;
 use crate::output;
@@ -66,6 +66,8 @@ pub struct Step {
     pub delivered_per_s: f64,
     pub ack: Quantiles,
     pub delivery: Quantiles,
+    /// The same for each second of the window by itself.
+    pub by_second: Vec<SecondQuantiles>,
     pub deliveries_expected: u64,
     pub deliveries_missing: u64,
     pub failed: BTreeMap<String, u64>,
@@ -108,6 +110,33 @@ impl Step {
     }
 }
 
+impl Step {
+    /// How even the window was, in words; none when it was too short to tell.
+    fn seconds_line(&self) -> Option<String> {
+        let slowest = self
+            .by_second
+            .iter()
+            .max_by(|a, b| a.delivery_p99_ms.total_cmp(&b.delivery_p99_ms))?;
+        let median = |value: fn(&SecondQuantiles) -> f64| {
+            let mut values: Vec<f64> = self.by_second.iter().map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        (self.by_second.len() > 2).then(|| {
+            format!(
+                "at {}/s: p99 of the median second {:.0} ms (ack) and {:.0} ms (received), of \
+                 the slowest, second {}: {:.0} ms and {:.0} ms",
+                self.rate,
+                median(|second| second.ack_p99_ms),
+                median(|second| second.delivery_p99_ms),
+                slowest.second,
+                slowest.ack_p99_ms,
+                slowest.delivery_p99_ms,
+            )
+        })
+    }
+}
+
 /// The standard workload.
 #[derive(Debug, Serialize)]
 pub struct StandardReport {
@@ -141,6 +170,11 @@ impl StandardReport {
             table.add_row(latency_row(blank, "send→received", &step.delivery));
         }
         output::show(&table)?;
+        for step in &self.steps {
+            if let Some(line) = step.seconds_line() {
+                output::line(&line)?;
+            }
+        }
         output::line("")?;
         self.show_usage()?;
         for step in &self.steps {

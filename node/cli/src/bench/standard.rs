@@ -278,6 +278,7 @@ impl Run<'_> {
             delivered_per_s: window.deliveries_within as f64 / seconds,
             ack: window.ack.quantiles(),
             delivery: window.delivery.quantiles(),
+            by_second: window.by_second(),
             deliveries_expected: window.deliveries_expected,
             deliveries_missing: window.deliveries_expected.saturating_sub(window.delivered),
             unanswered: window.unanswered(),
