@@ -109,6 +109,14 @@ pub struct Observed {
     pub state_bytes: u64,
     /// Bytes of state in memory that are not flushed.
     pub memtable_bytes: u64,
+    /// Table files of state that wait for their first compaction.
+    pub level0_files: u64,
+    /// Bytes of state that compactions still have to rewrite, about.
+    pub compaction_pending_bytes: u64,
+    /// Bytes per second to which writes of state are slowed down; 0 when they are not.
+    pub delayed_write_bytes_per_second: u64,
+    /// 1 while writes of state wait for flushes or compactions.
+    pub writes_stopped: u64,
 }
 
 type Read = fn(&Observed) -> u64;
@@ -122,7 +130,7 @@ pub struct MetricsPage {
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        let described: [(&str, &str, Option<Unit>, Read); 12] = [
+        let described: [(&str, &str, Option<Unit>, Read); 16] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {
                 o.leaders
@@ -180,6 +188,30 @@ impl MetricsPage {
                 "State in memory that is not flushed",
                 Some(Unit::Bytes),
                 |o| o.memtable_bytes,
+            ),
+            (
+                "state_level0_files",
+                "Table files of state that wait for their first compaction",
+                None,
+                |o| o.level0_files,
+            ),
+            (
+                "state_compaction_pending",
+                "State that compactions still have to rewrite, about",
+                Some(Unit::Bytes),
+                |o| o.compaction_pending_bytes,
+            ),
+            (
+                "state_delayed_write_bytes_per_second",
+                "What writes of state are slowed down to, 0 when they are not",
+                None,
+                |o| o.delayed_write_bytes_per_second,
+            ),
+            (
+                "state_writes_stopped",
+                "1 while writes of state wait for flushes or compactions",
+                None,
+                |o| o.writes_stopped,
             ),
         ];
         let mut gauges = Vec::with_capacity(described.len());

@@ -125,6 +125,10 @@ impl Node {
             log_sync_microseconds: log.sync_micros,
             state_bytes: store.table_bytes,
             memtable_bytes: store.memtable_bytes,
+            level0_files: store.level0_files,
+            compaction_pending_bytes: store.pending_compaction_bytes,
+            delayed_write_bytes_per_second: store.delayed_write_bytes_per_second,
+            writes_stopped: u64::from(store.write_stopped),
         };
         self.page.render(&observed)
     }
