@@ -9,6 +9,8 @@ use thiserror::Error;
 
 /// The longest varint of a `u64`, bytes.
 const VARINT_BYTES_MAX: usize = 10;
+/// The longest varint of nearly all numbers, times in milliseconds among them.
+const VARINT_BYTES_USUAL: usize = 8;
 
 /// Bytes that are not what they should be: a damaged log entry or state record, or one
 /// written by a newer version. The shell ends the process on it.
@@ -40,7 +42,15 @@ pub fn put_varint(out: &mut BytesMut, mut value: u64) {
         length += 1;
     }
     buffer[length] = value as u8;
-    out.put_slice(&buffer[..=length]);
+    length += 1;
+    if length <= VARINT_BYTES_USUAL {
+        // A copy of a fixed length is two instructions, one of any length is a call.
+        let end = out.len() + length;
+        out.put_slice(&buffer[..VARINT_BYTES_USUAL]);
+        out.truncate(end);
+    } else {
+        out.put_slice(&buffer[..length]);
+    }
 }
 
 /// Writes a signed varint (zigzag).
@@ -233,7 +243,11 @@ mod tests {
 
     #[test]
     fn extremes() {
-        for value in [0, 127, 128, 16_383, 16_384, u64::MAX] {
+        let boundaries = [1 << 49, (1 << 56) - 1, 1 << 56];
+        for value in [0, 127, 128, 16_383, 16_384, u64::MAX]
+            .into_iter()
+            .chain(boundaries)
+        {
             let mut out = BytesMut::new();
             put_varint(&mut out, value);
             assert_eq!(Reader::borrowed("extremes", &out).varint(), Ok(value));
