@@ -79,6 +79,8 @@ struct Inner {
     queue: SessionQueue,
     /// Of the body; there only while the queue is empty.
     body: Option<Waker>,
+    /// The reader waits for a shorter queue.
+    reader_waits: bool,
 }
 
 /// See the module.
@@ -97,6 +99,7 @@ impl Session {
             inner: Mutex::new(Inner {
                 queue: SessionQueue::new(queue_bytes_max),
                 body: None,
+                reader_waits: false,
             }),
             reader: AtomicWaker::new(),
             metrics,
@@ -265,7 +268,10 @@ impl Session {
     /// For the task that reads frames; it is woken when the answer may have changed.
     pub fn poll_gate(&self, cx: &mut Context<'_>) -> Gate {
         self.reader.register(cx.waker());
-        self.inner.lock().queue.gate()
+        let mut inner = self.inner.lock();
+        let gate = inner.queue.gate();
+        inner.reader_waits = gate == Gate::Full;
+        gate
     }
 
     /// Waits until the stream ends.
@@ -290,13 +296,20 @@ impl Session {
         .await;
     }
 
+    /// For the body, which is woken when there is something to take.
     fn poll_taken(&self, cx: &mut Context<'_>) -> Taken {
-        let mut inner = self.inner.lock();
-        let taken = inner.queue.take();
-        inner.body = match taken {
-            Taken::Nothing => Some(cx.waker().clone()),
-            Taken::Frames(_) | Taken::End(_) | Taken::Gone => None,
+        let (taken, reader_waits) = {
+            let mut inner = self.inner.lock();
+            let taken = inner.queue.take();
+            inner.body = match taken {
+                Taken::Nothing => Some(cx.waker().clone()),
+                Taken::Frames(_) | Taken::End(_) | Taken::Gone => None,
+            };
+            (taken, std::mem::take(&mut inner.reader_waits))
         };
+        if reader_waits {
+            self.reader.wake();
+        }
         taken
     }
 }
@@ -367,8 +380,6 @@ impl http_body::Body for SessionBody {
         match self.0.poll_taken(cx) {
             Taken::Frames(bytes) => {
                 self.0.metrics.bytes_out.inc_by(bytes.len() as u64);
-                // The reader may have been waiting for a shorter queue.
-                self.0.reader.wake();
                 Poll::Ready(Some(Ok(BodyFrame::data(bytes))))
             }
             Taken::End(status) => {
