@@ -22,14 +22,15 @@
 //! - `solve(solve(x)) = solve(x)`: a second run moves nothing.
 //! - while a node is down, nothing is moved that repair does not need.
 //!
-//! The steps: [`check`] looks at the problem, [`layout`] is the working state with its
-//! indexes and costs, [`repair`] makes 1 and 2 true, [`balance`] lowers 3, [`leaders`]
-//! does 4, [`report`] says what could not be done.
+//! The steps: `check` looks at the problem, `layout` is the working state with its indexes,
+//! `repair` makes 1 and 2 true, `balance` and `swap` lower 3 as `objective` counts it,
+//! `leaders` does 4, `report` says what could not be done.
 
 mod balance;
 mod check;
 mod layout;
 mod leaders;
+mod objective;
 mod repair;
 mod report;
 mod swap;

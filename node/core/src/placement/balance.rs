@@ -17,6 +17,23 @@ const SHARDS_EXAMINED_MAX: usize = 64;
 /// How often every replica may move in one run: an emergency stop, far above what is seen.
 const MOVES_PER_REPLICA_MAX: usize = 16;
 
+/// Which replicas may move.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those that this run has placed: nothing is copied yet, so they come first.
+    New,
+    /// All, those that were there before for a gain above the threshold.
+    All,
+}
+
+impl Scope {
+    /// The shards whose replica on the node may move.
+    pub(super) fn movable(self, layout: &Layout, node: NodeAt) -> impl Iterator<Item = ShardAt> {
+        let held = layout.nodes[node].held.iter().copied();
+        held.filter(move |shard| self == Scope::All || !layout.was_on(*shard, node))
+    }
+}
+
 /// A replica that would be better elsewhere.
 struct Move {
     shard: ShardAt,
@@ -39,17 +56,23 @@ pub(super) fn balance(layout: &mut Layout) -> bool {
     let replicas = layout.shards.len() * layout.replication_factor;
     let mut moves_left = replicas * MOVES_PER_REPLICA_MAX;
     let mut moved = false;
-    // A node that could give nothing may be able to once others have changed; so until
-    // nobody can.
-    while pass(layout, &mut moves_left) {
-        moved = true;
+    let scopes = match layout.frozen {
+        true => &[Scope::New][..],
+        false => &[Scope::New, Scope::All],
+    };
+    for scope in scopes {
+        // A node that could give nothing may be able to once others have changed; so until
+        // nobody can.
+        while pass(layout, *scope, &mut moves_left) {
+            moved = true;
+        }
     }
     moved
 }
 
 /// The heaviest node gives one replica, then whoever is the heaviest; one that cannot give
 /// any is left out of the rest of the pass.
-fn pass(layout: &mut Layout, moves_left: &mut usize) -> bool {
+fn pass(layout: &mut Layout, scope: Scope, moves_left: &mut usize) -> bool {
     let key = |layout: &Layout, node: NodeAt| (layout.nodes[node].pressure(), node);
     let nodes = 0..layout.nodes.len();
     let active = nodes.filter(|node| layout.state(*node) == NodeState::Active);
@@ -59,7 +82,7 @@ fn pass(layout: &mut Layout, moves_left: &mut usize) -> bool {
         if *moves_left == 0 {
             return false;
         }
-        let Some(Step { away, to, back }) = best_step(layout, from) else {
+        let Some(Step { away, to, back }) = best_step(layout, scope, from) else {
             continue;
         };
         let to_is_open = open.remove(&key(layout, to));
@@ -84,15 +107,15 @@ struct Step {
     back: Option<ShardAt>,
 }
 
-fn best_step(layout: &Layout, from: NodeAt) -> Option<Step> {
-    if let Some(found) = best_move(layout, from) {
+fn best_step(layout: &Layout, scope: Scope, from: NodeAt) -> Option<Step> {
+    if let Some(found) = best_move(layout, scope, from) {
         return Some(Step {
             away: found.shard,
             to: found.target.node,
             back: None,
         });
     }
-    best_swap(layout, from).map(|swap| Step {
+    best_swap(layout, scope, from).map(|swap| Step {
         away: swap.away,
         to: swap.with,
         back: Some(swap.back),
@@ -104,13 +127,13 @@ fn relocate(layout: &mut Layout, shard: ShardAt, from: NodeAt, to: NodeAt) {
     layout.add_replica(shard, to);
 }
 
-fn best_move(layout: &Layout, node: NodeAt) -> Option<Move> {
+fn best_move(layout: &Layout, scope: Scope, node: NodeAt) -> Option<Move> {
     let mut best: Option<Move> = None;
-    for (examined, shard) in layout.nodes[node].held.iter().enumerate() {
+    for (examined, shard) in scope.movable(layout, node).enumerate() {
         if examined >= SHARDS_EXAMINED_MAX && best.is_some() {
             break;
         }
-        let Some(found) = move_of(layout, *shard, node) else {
+        let Some(found) = move_of(layout, shard, node) else {
             continue;
         };
         if best.as_ref().is_none_or(|best| found.is_better_than(best)) {
@@ -121,9 +144,6 @@ fn best_move(layout: &Layout, node: NodeAt) -> Option<Move> {
 }
 
 fn move_of(layout: &Layout, shard: ShardAt, node: NodeAt) -> Option<Move> {
-    if layout.frozen && layout.was_on(shard, node) {
-        return None;
-    }
     let allowed = |zone| layout.keeps_spread(shard, node, zone);
     let target = layout.best_target(shard, Search::Narrow, allowed)?;
     let gain = layout.gain_of_removing(shard, node);

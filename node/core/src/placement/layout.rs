@@ -4,28 +4,16 @@
 //! number. Every change goes through [`Layout::add_replica`] and
 //! [`Layout::remove_replica`], which keep the sums and indexes.
 //!
-//! Units. A shard's demand is its share of the cluster's total, in [`SHARE_ALL`]ths, for
-//! bytes, load and number of replicas alike; a node's usage is the sum of its replicas'
-//! demands, so `usage ≤ SHARE_ALL`. The imbalance is
-//! `Σ over nodes: scale × Σ over dimensions: IMPORTANCE × usage²` with `scale = mean weight
-//! / weight`. The largest term, `2^30 × 2^8 × 2^72`, leaves room in a `u128`.
-//!
 //! Invariants: `usage`, `used_bytes`, `held` and `together` of nodes are the sums over the
 //! shards' `replicas`; a node is in `light` iff it is active, under its present pressure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::Checked;
+use super::objective::{Amounts, Price, price, scale};
 use super::{Assignment, Constraints, NodeState, Shard};
 use crate::ids::{NodeId, ShardId};
 
-/// All of the cluster's bytes, load or replicas.
-const SHARE_ALL: u128 = 1 << 36;
-/// How much an imbalance of bytes, load and number of replicas counts. It counts squared:
-/// bytes that are uneven by 1 % weigh as load that is uneven by 4 % or counts by 16 %.
-const IMPORTANCE: [u128; 3] = [256, 16, 1];
-/// The scale of a node of mean weight.
-pub(super) const SCALE_ONE: u128 = 1 << 16;
 /// How many nodes with room are looked at in a zone, the lightest first.
 const NODES_EXAMINED_MAX: usize = 32;
 /// How many zones with room are looked at, the one with the lightest node first.
@@ -44,21 +32,14 @@ pub(super) struct NodeUse {
     pub(super) zone: ZoneAt,
     pub(super) state: NodeState,
     pub(super) capacity_bytes: u64,
-    /// The mean weight by this node's, in [`SCALE_ONE`]ths.
+    /// The mean weight by this node's.
     pub(super) scale: u128,
     pub(super) used_bytes: u128,
-    usage: [u128; 3],
+    /// Of bytes, load and number of replicas.
+    pub(super) usage: Amounts,
     /// The shards that have a replica here, in order, so that looking through them does not
     /// depend on what came first.
     pub(super) held: BTreeSet<ShardAt>,
-}
-
-impl NodeUse {
-    /// How heavily used it is, by which nodes are ordered.
-    pub(super) fn pressure(&self) -> u128 {
-        let weighted = self.usage.iter().zip(IMPORTANCE);
-        self.scale * weighted.map(|(usage, by)| usage * by).sum::<u128>()
-    }
 }
 
 /// A shard and where it is.
@@ -66,11 +47,12 @@ pub(super) struct ShardUse {
     pub(super) shard_id: ShardId,
     pub(super) size_bytes: u64,
     pub(super) load_per_second: u64,
-    demand: [u128; 3],
+    /// Of bytes, load and number of replicas.
+    pub(super) demand: Amounts,
     /// `IMPORTANCE × demand`.
-    weighted: [u128; 3],
+    pub(super) weighted: Amounts,
     /// What a replica costs that is not where it was.
-    move_cost: u128,
+    pub(super) move_cost: u128,
     /// Where its replicas are, in order.
     pub(super) replicas: Vec<NodeAt>,
     /// Where they were before this run.
@@ -86,6 +68,9 @@ pub(super) struct Target {
     /// How many replicas the node has in common with the shard's other nodes. Few means
     /// that the loss of a node is spread over many.
     pub(super) together: u64,
+    /// Each shard begins with another node, so that it is not always the same ones that
+    /// choose first and the same ones that are left together.
+    turn: usize,
     pub(super) node: NodeAt,
 }
 
@@ -235,54 +220,8 @@ impl Layout {
         self.list(node);
     }
 
-    /// What the objective grows by when the node gets a replica of the shard.
-    fn cost_of_adding(&self, shard: ShardAt, node: NodeAt) -> u128 {
-        let ShardUse {
-            demand, weighted, ..
-        } = &self.shards[shard];
-        let NodeUse { usage, scale, .. } = &self.nodes[node];
-        let growth = |at: usize| weighted[at] * (2 * usage[at] + demand[at]);
-        scale * (growth(0) + growth(1) + growth(2)) + self.cost_of_moving(shard, node)
-    }
-
-    /// What the objective falls by when the node loses its replica of the shard.
-    pub(super) fn gain_of_removing(&self, shard: ShardAt, node: NodeAt) -> u128 {
-        let ShardUse {
-            demand, weighted, ..
-        } = &self.shards[shard];
-        let NodeUse { usage, scale, .. } = &self.nodes[node];
-        let fall = |at: usize| weighted[at] * (2 * usage[at] - demand[at]);
-        scale * (fall(0) + fall(1) + fall(2)) + self.cost_of_moving(shard, node)
-    }
-
-    /// What the objective falls by when two replicas change places; none when it does not
-    /// or there is no room.
-    pub(super) fn gain_of_swapping(
-        &self,
-        (away, heavy): (ShardAt, NodeAt),
-        (back, light): (ShardAt, NodeAt),
-    ) -> Option<u128> {
-        if !self.has_room_after(back, heavy, away) || !self.has_room_after(away, light, back) {
-            return None;
-        }
-        let signed = |amount: u128| i128::try_from(amount).unwrap_or(i128::MAX);
-        let growth = |node: NodeAt, comes: ShardAt, goes: ShardAt| -> i128 {
-            let terms = (0..IMPORTANCE.len()).map(|at| {
-                let comes = signed(self.shards[comes].demand[at]);
-                let change = comes - signed(self.shards[goes].demand[at]);
-                let usage = signed(self.nodes[node].usage[at]);
-                signed(IMPORTANCE[at]) * change * (2 * usage + change)
-            });
-            let moved = signed(self.cost_of_moving(comes, node));
-            let undone = signed(self.cost_of_moving(goes, node));
-            signed(self.nodes[node].scale) * terms.sum::<i128>() + moved - undone
-        };
-        let growth = growth(heavy, back, away) + growth(light, away, back);
-        u128::try_from(-growth).ok().filter(|gain| *gain > 0)
-    }
-
     /// True when a replica that comes has room where another one goes.
-    fn has_room_after(&self, comes: ShardAt, node: NodeAt, goes: ShardAt) -> bool {
+    pub(super) fn has_room_after(&self, comes: ShardAt, node: NodeAt, goes: ShardAt) -> bool {
         let NodeUse {
             used_bytes,
             capacity_bytes,
@@ -297,14 +236,13 @@ impl Layout {
         self.constraints.replicas_per_node_max as usize
     }
 
-    /// The lightest active nodes of a zone, and the lightest one of each of as many other
-    /// zones.
+    /// The lightest active nodes of a zone and of as many other zones.
     pub(super) fn lightest(&self, zone: ZoneAt, max: usize) -> impl Iterator<Item = NodeAt> {
-        let here = self.light[zone].iter().take(max);
         let others = self.light_zones.iter().map(|(_, zone)| *zone);
         let others = others.filter(move |other| *other != zone).take(max);
-        let others = others.filter_map(|zone| self.light[zone].first());
-        here.chain(others).map(|(_, node)| *node)
+        let zones = std::iter::once(zone).chain(others);
+        let nodes = zones.flat_map(move |zone| self.light[zone].iter().take(max));
+        nodes.map(|(_, node)| *node)
     }
 
     /// True when a replica that goes from the node to the zone leaves the shard spread as
@@ -312,14 +250,6 @@ impl Layout {
     pub(super) fn keeps_spread(&self, shard: ShardAt, from: NodeAt, to: ZoneAt) -> bool {
         let zone = self.nodes[from].zone;
         zone == to || self.in_zone(shard, to, None) < self.in_zone(shard, zone, None)
-    }
-
-    fn cost_of_moving(&self, shard: ShardAt, node: NodeAt) -> u128 {
-        if self.was_on(shard, node) {
-            0
-        } else {
-            self.shards[shard].move_cost
-        }
     }
 
     /// How many replicas the node has in common with the shard's other nodes.
@@ -371,6 +301,7 @@ impl Layout {
             let target = Target {
                 cost: self.cost_of_adding(shard, *node),
                 together: self.together(shard, *node),
+                turn: (node + self.nodes.len() - shard % self.nodes.len()) % self.nodes.len(),
                 node: *node,
             };
             if best.is_none_or(|best| target < best) {
@@ -423,19 +354,13 @@ fn node_uses(checked: &Checked<'_>) -> Vec<NodeUse> {
     for (at, zone) in zones.values_mut().enumerate() {
         *zone = at;
     }
-    let active = checked.nodes.iter();
-    let active = active.filter(|node| node.state == NodeState::Active);
-    let weights: Vec<u128> = active.map(|node| u128::from(node.weight)).collect();
-    let (sum, count) = match weights.len() {
-        0 => (1, 1),
-        count => (weights.iter().sum(), count as u128),
-    };
+    let scale = scale(checked);
     let node_use = |node: &&super::Node| NodeUse {
         node_id: node.node_id,
         zone: zones[&node.zone],
         state: node.state,
         capacity_bytes: node.capacity_bytes,
-        scale: (SCALE_ONE * sum / (count * u128::from(node.weight))).max(1),
+        scale: scale(node),
         used_bytes: 0,
         usage: [0; 3],
         held: BTreeSet::new(),
@@ -444,34 +369,20 @@ fn node_uses(checked: &Checked<'_>) -> Vec<NodeUse> {
 }
 
 fn shard_uses(checked: &Checked<'_>, active: u128) -> Vec<ShardUse> {
-    let amounts = |shard: &Shard| {
-        [
-            u128::from(shard.size_bytes),
-            u128::from(shard.load_per_second),
-            1,
-        ]
-    };
-    let mut totals = [0; 3];
-    for shard in &checked.shards {
-        for (total, amount) in totals.iter_mut().zip(amounts(shard)) {
-            *total += amount * checked.replication_factor as u128;
-        }
-    }
-    let gain_percent = u128::from(checked.constraints.gain_percent_min);
+    let price = price(checked, active);
     let shard_use = |shard: &Shard| {
-        let amounts = amounts(shard);
-        let demand = [0, 1, 2].map(|at| SHARE_ALL * amounts[at] / totals[at].max(1));
-        let weighted = [0, 1, 2].map(|at| IMPORTANCE[at] * demand[at]);
-        // Moving a demand between nodes whose usage differs by `gap` lowers the imbalance
-        // by twice their product, so this asks for a gap of so many percent of the mean.
-        let mean = SCALE_ONE * SHARE_ALL / active;
+        let Price {
+            demand,
+            weighted,
+            move_cost,
+        } = price(shard);
         ShardUse {
             shard_id: shard.shard_id,
             size_bytes: shard.size_bytes,
             load_per_second: shard.load_per_second,
             demand,
             weighted,
-            move_cost: 2 * gain_percent * mean / 100 * weighted.iter().sum::<u128>(),
+            move_cost,
             replicas: Vec::with_capacity(checked.replication_factor),
             before: Vec::new(),
             leader: None,

@@ -3,8 +3,8 @@
 //! A leader that was there before stays unless its node may lead no longer or evenness
 //! needs it. Evenness is `Σ leaders² / weight`, lowered along chains: a node hands a shard
 //! to one of its followers, which hands another one on, until a node with too few has one
-//! more. Only the ends of a chain change their numbers, and when no chain improves, no
-//! other choice of leaders is more even.
+//! more. Only the ends of a chain change their numbers. Leaders that are new may change along
+//! chains of any length, and when none improves, no other choice of them is more even.
 //!
 //! Invariants: `leaders` are the sums over the shards' `leader`; every accepted chain
 //! lowers the sum of squares.
@@ -13,13 +13,17 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::NodeState;
-use super::layout::{Layout, NodeAt, SCALE_ONE, ShardAt};
+use super::layout::{Layout, NodeAt, ShardAt};
+use super::objective::SCALE_ONE;
 
 /// What a leader counts, so that percentages of the mean are integers.
 const LEADER: u128 = 1 << 20;
-/// How long chains may be, one after the other: a leader that one hand-over can bring
-/// should not come by three.
-const CHAIN_LENGTHS: [usize; 3] = [1, 2, usize::MAX];
+/// How long chains of new leaders may be, one length after the other: a leader that one
+/// hand-over can bring should not come by three.
+const NEW_CHAIN_LENGTHS: [usize; 3] = [1, 2, usize::MAX];
+/// The same where leaders that were there before change: each hand-over is an election, and
+/// one leader more or less is not worth many.
+const CHAIN_LENGTHS: [usize; 2] = [1, 2];
 
 /// Which leaders may change.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,12 +144,12 @@ impl Leaders<'_> {
     fn even_out(&mut self, scope: Scope) {
         let mean = LEADER * self.layout.shards.len() as u128 / self.layout.active;
         let percent = u128::from(self.layout.constraints.gain_percent_min);
-        let threshold = match scope {
-            Scope::New => 0,
-            Scope::All => 2 * percent * mean * SCALE_ONE / 100,
+        let (threshold, lengths) = match scope {
+            Scope::New => (0, &NEW_CHAIN_LENGTHS[..]),
+            Scope::All => (2 * percent * mean * SCALE_ONE / 100, &CHAIN_LENGTHS[..]),
         };
-        for length in CHAIN_LENGTHS {
-            while self.round(scope, threshold, length) {}
+        for length in lengths {
+            while self.round(scope, threshold, *length) {}
         }
     }
 

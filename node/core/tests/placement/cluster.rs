@@ -82,8 +82,8 @@ pub fn held(problem: &Problem, assignment: &Assignment) -> BTreeMap<NodeId, u64>
 pub fn led(problem: &Problem, assignment: &Assignment) -> BTreeMap<NodeId, u64> {
     let mut led: BTreeMap<_, _> = problem.nodes.iter().map(|node| (node.node_id, 0)).collect();
     for placement in assignment.shards.values() {
-        for node in &placement.preferred_leader {
-            *led.entry(*node).or_default() += 1;
+        if let Some(node) = placement.preferred_leader {
+            *led.entry(node).or_default() += 1;
         }
     }
     led

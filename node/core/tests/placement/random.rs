@@ -44,7 +44,7 @@ fn any_state() -> impl Strategy<Value = NodeState> {
     ]
 }
 
-fn any_node() -> impl Strategy<Value = Node> {
+pub fn any_node() -> impl Strategy<Value = Node> {
     let capacity = prop_oneof![2 => Just(u64::MAX), 1 => 0_u64..60];
     let weight = prop_oneof![3 => Just(1_u32), 1 => 1_u32..5];
     (0_u8..4, capacity, weight, any_state()).prop_map(|(zone, capacity_bytes, weight, state)| {
@@ -159,5 +159,54 @@ proptest! {
         if let Ok(solution) = solve(&problem, &Assignment::default()) {
             check_hard(&problem, &Assignment::default(), &solution);
         }
+    }
+}
+
+prop_compose! {
+    /// More nodes and zones than the solver looks at for each replica.
+    fn any_large_problem()(
+        zones in 1_u8..40,
+        nodes in prop::collection::vec(any_node(), 40..120),
+        sizes in prop::collection::vec((0_u64..20, 0_u64..20), 50..300),
+        replication_factor in 1_u32..=5,
+    ) -> Problem {
+        let nodes = nodes.into_iter().zip(1..);
+        let nodes = nodes.map(|(node, id)| Node {
+            node_id: NodeId(id),
+            zone: Zone(format!("zone-{}", id % u64::from(zones))),
+            ..node
+        });
+        let shards = sizes.into_iter().zip(1..);
+        let shards = shards.map(|((size_bytes, load_per_second), id)| Shard {
+            shard_id: ShardId(id), size_bytes, load_per_second,
+        });
+        Problem {
+            nodes: nodes.collect(),
+            shards: shards.collect(),
+            replication_factor,
+            constraints: Constraints::default(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn large_problems_are_no_exception(
+        problem in any_large_problem(),
+        previous in any_assignment(120, 300),
+    ) {
+        let once = solved(&problem, &previous);
+        check_hard(&problem, &previous, &once);
+        prop_assert_eq!(&solved(&problem, &once.assignment), &once);
+        // All nodes are back: repair, spreading and balance meet.
+        let mut whole = problem;
+        for node in &mut whole.nodes {
+            node.state = NodeState::Active;
+        }
+        let after = solved(&whole, &once.assignment);
+        check_hard(&whole, &once.assignment, &after);
+        prop_assert_eq!(&solved(&whole, &after.assignment), &after);
     }
 }
