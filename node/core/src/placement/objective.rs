@@ -1,10 +1,13 @@
 //! The objective: what an assignment costs, and what it costs more or less after a change.
 //!
-//! It owns no state. A shard's demand is its share of the cluster's total, in [`SHARE_ALL`]ths, for
-//! bytes, load and number of replicas alike; a node's usage is the sum of its replicas'
-//! demands, so `usage ≤ SHARE_ALL`. The imbalance is
-//! `Σ over nodes: scale × Σ over dimensions: IMPORTANCE × usage²` with `scale = mean weight
-//! / weight`. The largest term, `2^30 × 2^8 × 2^72`, leaves room in a `u128`.
+//! It owns no state.
+//!
+//! A shard's demand is its share of the cluster's total, in [`SHARE_ALL`]ths, for bytes, load
+//! and number of replicas alike; a node's usage is the sum of its replicas' demands, so
+//! `usage ≤ SHARE_ALL`. The imbalance is
+//! `Σ over nodes: scale × Σ over dimensions: IMPORTANCE × usage²`
+//! with `scale = mean weight / weight`. The largest term, `2^30 × 2^8 × 2^72`, leaves room in
+//! a `u128`.
 //!
 //! Invariant: the gain of a change is exactly what the objective falls by, so that what has
 //! a gain once has none when it is done.
@@ -23,6 +26,7 @@ const SHARE_ALL: u128 = 1 << 36;
 const IMPORTANCE: Amounts = [256, 16, 1];
 /// The scale of a node of mean weight.
 pub(super) const SCALE_ONE: u128 = 1 << 16;
+
 /// How a shard counts in the objective.
 pub(super) struct Price {
     pub(super) demand: Amounts,
