@@ -14,6 +14,7 @@
 //! - [`reply`]: the answers to commands, which may cross nodes.
 //! - [`read`]: reads that change nothing.
 //! - [`map`]: the cluster's map of shards and the meta group's state machine.
+//! - [`placement`]: `solve(problem, previous) -> Solution`, where replicas and leaders go.
 //! - [`memory`]: a state in memory, for tests and the simulator.
 //!
 //! Invariants of the state, per conversation `c` and user `u`:
@@ -31,6 +32,7 @@ pub mod keys;
 pub mod map;
 pub mod memory;
 mod notice;
+pub mod placement;
 pub mod read;
 pub mod records;
 pub mod reply;

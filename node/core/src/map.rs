@@ -8,16 +8,24 @@
 mod codec;
 mod meta;
 
+use std::collections::BTreeMap;
+
 use thiserror::Error;
 
 pub use self::meta::{MetaCommand, MetaRefusal, MetaReply, MetaState, apply_meta};
 use crate::ids::{Epoch, MessageId, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
+use crate::placement::{
+    Assignment, Constraints, Node, NodeState, PROBLEM_SHARDS_MAX, Placement, Problem,
+    REPLICATION_FACTOR_MAX, Shard, Zone, solve,
+};
 
 /// The largest number of shards: message ids have 12 bits for the shard, and 0 is the
 /// meta group.
 pub const SHARDS_MAX: u32 = MessageId::SHARD_MAX;
 /// The largest number of nodes.
 pub const NODES_MAX: usize = 1024;
+
+const _: () = assert!(SHARDS_MAX as usize <= PROBLEM_SHARDS_MAX);
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,12 +132,13 @@ pub enum MapError {
         /// How many were asked for.
         actual: u32,
     },
-    /// No replica, or more than there are nodes for.
+    /// No replica, more than there are nodes for, or too many.
     #[error(
-        "{actual} replicas of a shard are not possible; choose from 1 to {nodes}, the number of nodes"
+        "{actual} replicas of a shard are not possible; choose from 1 to {nodes}: as many as there are nodes, and at most {max}",
+        max = REPLICATION_FACTOR_MAX
     )]
     ReplicationOutOfRange {
-        /// The number of nodes.
+        /// How many are possible: the number of nodes, or the limit.
         nodes: usize,
         /// How many were asked for.
         actual: u32,
@@ -152,19 +161,20 @@ pub fn initial_map(
     check(&nodes, shards, replication_factor)?;
     let mut next_replica_id = 1;
     let mut descriptors = Vec::with_capacity(shards as usize);
-    for index in 0..shards {
-        let mut replicas = Vec::with_capacity(replication_factor as usize);
-        for node in placement(index as usize, nodes.len(), replication_factor as usize) {
-            replicas.push(Replica {
-                replica_id: ReplicaId(next_replica_id),
-                node_id: nodes[node].node_id,
-            });
+    for (shard_id, placement) in first_placement(&nodes, shards, replication_factor) {
+        let replica = |node_id: &NodeId| {
+            let replica_id = ReplicaId(next_replica_id);
             next_replica_id += 1;
-        }
+            Replica {
+                replica_id,
+                node_id: *node_id,
+            }
+        };
+        let replicas: Vec<Replica> = placement.replicas.iter().map(replica).collect();
         descriptors.push(ShardDescriptor {
-            shard_id: ShardId(index + 1),
-            slots: equal_range(index, shards),
-            preferred_leader: replicas[0].node_id,
+            shard_id,
+            slots: equal_range(shard_id.0 - 1, shards),
+            preferred_leader: placement.preferred_leader.expect("active nodes may lead"),
             replicas,
         });
     }
@@ -197,24 +207,43 @@ fn check(nodes: &[NodeInfo], shards: u32, replication_factor: u32) -> Result<(),
             actual: shards,
         });
     }
-    if replication_factor == 0 || replication_factor as usize > nodes.len() {
+    let replicas_max = nodes.len().min(REPLICATION_FACTOR_MAX as usize);
+    if !(1..=replicas_max).contains(&(replication_factor as usize)) {
         return Err(MapError::ReplicationOutOfRange {
-            nodes: nodes.len(),
+            nodes: replicas_max,
             actual: replication_factor,
         });
     }
     Ok(())
 }
 
-/// The nodes of a shard's replicas, the preferred leader first. Leaders go round; the
-/// followers of one leader start at another node in every round, so that what a node leads
-/// is spread over all others when it fails.
-fn placement(shard: usize, nodes: usize, replicas: usize) -> impl Iterator<Item = usize> {
-    let leader = shard % nodes;
-    let round = shard / nodes;
-    let followers = (1..replicas)
-        .map(move |follower| (leader + 1 + (round + follower - 1) % (nodes - 1)) % nodes);
-    std::iter::once(leader).chain(followers)
+/// Where equal shards go on equal nodes: all in one zone, as long as nodes name none.
+fn first_placement(
+    nodes: &[NodeInfo],
+    shards: u32,
+    replication_factor: u32,
+) -> BTreeMap<ShardId, Placement> {
+    let node = |node: &NodeInfo| Node {
+        node_id: node.node_id,
+        zone: Zone::default(),
+        capacity_bytes: u64::MAX,
+        weight: 1,
+        state: NodeState::Active,
+    };
+    let shard = |index: u32| Shard {
+        shard_id: ShardId(index + 1),
+        size_bytes: 0,
+        load_per_second: 0,
+    };
+    let problem = Problem {
+        nodes: nodes.iter().map(node).collect(),
+        shards: (0..shards).map(shard).collect(),
+        replication_factor,
+        constraints: Constraints::default(),
+    };
+    let solution = solve(&problem, &Assignment::default());
+    let solution = solution.expect("the numbers were checked, and the solver's limits are wider");
+    solution.assignment.shards
 }
 
 fn equal_range(index: u32, shards: u32) -> SlotRange {
@@ -228,7 +257,6 @@ fn equal_range(index: u32, shards: u32) -> SlotRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn nodes(count: u64) -> Vec<NodeInfo> {
         let node = |id| NodeInfo {
@@ -280,7 +308,7 @@ mod tests {
                 most - counts.values().min().copied().unwrap_or(0)
             };
             assert!(spread(&leaders) <= 1, "{case}: {leaders:?}");
-            assert!(spread(&held) <= replication_factor, "{case}: {held:?}");
+            assert!(spread(&held) <= 1, "{case}: {held:?}");
             for slot in SlotRange::ALL.slots() {
                 let shard = map.shard_of(slot).expect("every slot has a shard");
                 assert!(shard.slots.contains(slot));
@@ -340,6 +368,15 @@ mod tests {
                 MapError::ReplicationOutOfRange {
                     nodes: 2,
                     actual: 0,
+                },
+            ),
+            (
+                nodes(20),
+                1,
+                16,
+                MapError::ReplicationOutOfRange {
+                    nodes: 15,
+                    actual: 16,
                 },
             ),
         ];
