@@ -1,6 +1,7 @@
 //! A state in memory: a sorted map behind [`View`]. For tests and the simulator.
 //!
-//! It owns its map; there are no transactions, a write is there at once.
+//! It owns its map; there are no transactions, a write is there at once. What is remembered
+//! beside it is no part of the state: two views with the same entries are equal.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,10 +11,19 @@ use bytes::Bytes;
 use crate::view::{ReadView, View, Visitor};
 
 /// A sorted map of keys and values. Two are equal when every byte is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct MemoryView {
     entries: BTreeMap<Vec<u8>, Bytes>,
+    remembered: BTreeMap<Vec<u8>, u64>,
 }
+
+impl PartialEq for MemoryView {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl Eq for MemoryView {}
 
 impl MemoryView {
     /// An empty state.
@@ -29,6 +39,11 @@ impl MemoryView {
     /// How many keys it has.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Forgets what is remembered, as a store may do at any time.
+    pub fn forget(&mut self) {
+        self.remembered.clear();
     }
 
     /// True without any key.
@@ -70,9 +85,11 @@ impl View for MemoryView {
         self.entries.remove(key);
     }
 
-    fn remember(&mut self, _key: &[u8], _value: u64) {}
+    fn remember(&mut self, key: &[u8], value: u64) {
+        self.remembered.insert(key.to_vec(), value);
+    }
 
-    fn recall(&self, _key: &[u8]) -> Option<u64> {
-        None
+    fn recall(&self, key: &[u8]) -> Option<u64> {
+        self.remembered.get(key).copied()
     }
 }

@@ -77,6 +77,8 @@ pub enum Op {
     Tick {
         ms: i64,
     },
+    /// The store forgets what it remembers beside the state.
+    Forget,
 }
 
 pub fn user(index: u8) -> UserId {
@@ -220,6 +222,7 @@ impl Driver {
                 self.ack(user(of), device, InboxSeq(inbox_seq.into()));
             }
             Op::Tick { ms } => self.now.0 += ms,
+            Op::Forget => self.view.forget(),
         }
     }
 

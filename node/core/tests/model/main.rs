@@ -41,6 +41,7 @@ fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(user, device, inbox_seq)| Op::Ack { user, device, inbox_seq }),
         3 => prop_oneof![0i64..50, 0i64..(30 * 3_600_000), -3_600_000i64..0]
             .prop_map(|ms| Op::Tick { ms }),
+        1 => Just(Op::Forget),
     ]
 }
 

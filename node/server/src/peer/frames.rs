@@ -25,7 +25,7 @@ pub const ANSWER: FrameKind = FrameKind(FrameKind::USER_FIRST + 3);
 pub const PUSH: FrameKind = FrameKind(FrameKind::USER_FIRST + 4);
 
 /// An encoded core reply follows.
-pub const STATUS_REPLY: u8 = 0;
+const STATUS_REPLY: u8 = 0;
 const STATUS_ANSWER: u8 = 1;
 const STATUS_DELIVERED: u8 = 2;
 const STATUS_RETRY: u8 = 3;

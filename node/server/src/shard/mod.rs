@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use carillon_core::apply::{Delivery, Effects, Event};
 use carillon_core::command::{
     BATCH_HEADER_BYTES, Command, encode_batch_header, push_command, pushed_bytes,
@@ -365,12 +365,8 @@ impl Replica {
                     settled.push((sequence, Ok(Response::Reply(effect.reply))));
                 }
                 Origin::Relay { link, correlation } => {
-                    let sent = link.send(frames::ANSWER, self.shard, correlation, |buffer| {
-                        buffer.put_u8(frames::STATUS_REPLY);
-                        effect.reply.encode(buffer);
-                    });
-                    // When the link is gone the other node asks again by itself.
-                    let _ = sent;
+                    let settled = Ok(Response::Reply(effect.reply));
+                    frames::send_settled(&link, self.shard, correlation, &settled);
                 }
                 Origin::Deliver { batch, message } => {
                     if let Some(Event::Delivered { deliveries, .. }) = effect.event {
