@@ -140,7 +140,7 @@ pub struct RaftConfig {
     /// command after a pause never waits. Default: 2ms.
     #[serde(with = "humantime_serde")]
     pub entry_interval: Duration,
-    /// Commands are never gathered for longer than this. Default: 20ms.
+    /// Commands are never gathered for longer than this. Default: 40ms.
     #[serde(with = "humantime_serde")]
     pub batch_interval_max: Duration,
     /// Log entries of one shard proposed and not applied, at most. Default: 4.
@@ -160,7 +160,7 @@ impl Default for RaftConfig {
             election_min: Duration::from_millis(500),
             election_max: Duration::from_millis(600),
             entry_interval: Duration::from_millis(2),
-            batch_interval_max: Duration::from_millis(20),
+            batch_interval_max: Duration::from_millis(40),
             entries_in_flight_max: 4,
             entry_bytes_max: 256 << 10,
             proposals_waiting_max: 8_192,
