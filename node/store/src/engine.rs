@@ -51,7 +51,7 @@ impl Engine {
             ColumnFamilyDescriptor::new(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, options.state()),
             ColumnFamilyDescriptor::new(META, StoreOptions::meta()),
         ];
-        let database = options.database().map_err(failed)?;
+        let database = options.database();
         let db = DB::open_cf_descriptors(&database, &options.path, families).map_err(failed)?;
         Ok(Self {
             db,

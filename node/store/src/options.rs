@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, CompactionPri, DBCompressionType, Env, LogLevel,
+    BlockBasedIndexType, BlockBasedOptions, Cache, CompactionPri, DBCompressionType, LogLevel,
     Options,
 };
 
@@ -108,9 +108,8 @@ impl StoreOptions {
     }
 
     /// Options of the database as a whole.
-    pub(crate) fn database(&self) -> Result<Options, rocksdb::Error> {
+    pub(crate) fn database(&self) -> Options {
         let mut options = Options::default();
-        options.set_env(&Env::new()?);
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_paranoid_checks(true);
@@ -131,7 +130,7 @@ impl StoreOptions {
         options.set_max_log_file_size(ENGINE_LOG_BYTES_MAX);
         options.set_log_level(LogLevel::Warn);
         options.set_stats_dump_period_sec(0);
-        Ok(options)
+        options
     }
 
     /// Options of the column family that holds the state of the shards.
