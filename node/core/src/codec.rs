@@ -9,8 +9,6 @@ use thiserror::Error;
 
 /// The longest varint of a `u64`, bytes.
 const VARINT_BYTES_MAX: usize = 10;
-/// The longest varint of nearly all numbers, times in milliseconds among them.
-const VARINT_BYTES_USUAL: usize = 8;
 
 /// Bytes that are not what they should be: a damaged log entry or state record, or one
 /// written by a newer version. The shell ends the process on it.
@@ -42,15 +40,7 @@ pub fn put_varint(out: &mut BytesMut, mut value: u64) {
         length += 1;
     }
     buffer[length] = value as u8;
-    length += 1;
-    if length <= VARINT_BYTES_USUAL {
-        // A copy of a fixed length is two instructions, one of any length is a call.
-        let end = out.len() + length;
-        out.put_slice(&buffer[..VARINT_BYTES_USUAL]);
-        out.truncate(end);
-    } else {
-        out.put_slice(&buffer[..length]);
-    }
+    out.put_slice(&buffer[..=length]);
 }
 
 /// Writes a signed varint (zigzag).
