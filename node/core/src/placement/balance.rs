@@ -9,22 +9,13 @@
 use std::collections::BTreeSet;
 
 use super::NodeState;
-use super::layout::{Layout, NodeAt, Search, ShardAt, Target};
+use super::layout::{Layout, NodeAt, Scope, Search, ShardAt, Target};
 use super::swap::best_swap;
 
 /// How many of a node's shards are compared once one with a gain is found.
 const SHARDS_EXAMINED_MAX: usize = 64;
 /// How often every replica may move in one run: an emergency stop, far above what is seen.
 const MOVES_PER_REPLICA_MAX: usize = 16;
-
-/// Which replicas may move.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
-    /// Those that this run has placed: nothing is copied yet, so they come first.
-    New,
-    /// All, those that were there before for a gain above the threshold.
-    All,
-}
 
 impl Scope {
     /// The shards whose replica on the node may move.
@@ -56,11 +47,7 @@ pub(super) fn balance(layout: &mut Layout) -> bool {
     let replicas = layout.shards.len() * layout.replication_factor;
     let mut moves_left = replicas * MOVES_PER_REPLICA_MAX;
     let mut moved = false;
-    let scopes = match layout.frozen {
-        true => &[Scope::New][..],
-        false => &[Scope::New, Scope::All],
-    };
-    for scope in scopes {
+    for scope in layout.scopes() {
         // A node that could give nothing may be able to once others have changed; so until
         // nobody can.
         while pass(layout, *scope, &mut moves_left) {

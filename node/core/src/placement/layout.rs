@@ -47,12 +47,7 @@ pub(super) struct ShardUse {
     pub(super) shard_id: ShardId,
     pub(super) size_bytes: u64,
     pub(super) load_per_second: u64,
-    /// Of bytes, load and number of replicas.
-    pub(super) demand: Amounts,
-    /// `IMPORTANCE × demand`.
-    pub(super) weighted: Amounts,
-    /// What a replica costs that is not where it was.
-    pub(super) move_cost: u128,
+    pub(super) price: Price,
     /// Where its replicas are, in order.
     pub(super) replicas: Vec<NodeAt>,
     /// Where they were before this run.
@@ -83,6 +78,15 @@ pub(super) enum Search {
     Narrow,
 }
 
+/// Which replicas or leaders may change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Those that this run has chosen: they cost nothing to change, so they come first.
+    New,
+    /// All, those that were there before for a gain above the threshold.
+    All,
+}
+
 /// Who has what.
 pub(super) struct Layout {
     pub(super) nodes: Vec<NodeUse>,
@@ -90,7 +94,7 @@ pub(super) struct Layout {
     pub(super) replication_factor: usize,
     pub(super) constraints: Constraints,
     /// A node is down: only repair.
-    pub(super) frozen: bool,
+    frozen: bool,
     /// Active nodes, at least 1 to divide by.
     pub(super) active: u128,
     /// The active nodes of each zone, the lightest first.
@@ -151,6 +155,14 @@ impl Layout {
         found.ok()
     }
 
+    /// What may change for evenness, one after the other.
+    pub(super) fn scopes(&self) -> &'static [Scope] {
+        match self.frozen {
+            true => &[Scope::New],
+            false => &[Scope::New, Scope::All],
+        }
+    }
+
     pub(super) fn state(&self, node: NodeAt) -> NodeState {
         self.nodes[node].state
     }
@@ -187,7 +199,7 @@ impl Layout {
         self.unlist(node);
         let to = &mut self.nodes[node];
         to.used_bytes += u128::from(self.shards[shard].size_bytes);
-        for (usage, demand) in to.usage.iter_mut().zip(self.shards[shard].demand) {
+        for (usage, demand) in to.usage.iter_mut().zip(self.shards[shard].price.demand) {
             *usage += demand;
         }
         to.held.insert(shard);
@@ -205,7 +217,7 @@ impl Layout {
         self.unlist(node);
         let from = &mut self.nodes[node];
         from.used_bytes -= u128::from(self.shards[shard].size_bytes);
-        for (usage, demand) in from.usage.iter_mut().zip(self.shards[shard].demand) {
+        for (usage, demand) in from.usage.iter_mut().zip(self.shards[shard].price.demand) {
             *usage -= demand;
         }
         from.held.remove(&shard);
@@ -370,23 +382,14 @@ fn node_uses(checked: &Checked<'_>) -> Vec<NodeUse> {
 
 fn shard_uses(checked: &Checked<'_>, active: u128) -> Vec<ShardUse> {
     let price = price(checked, active);
-    let shard_use = |shard: &Shard| {
-        let Price {
-            demand,
-            weighted,
-            move_cost,
-        } = price(shard);
-        ShardUse {
-            shard_id: shard.shard_id,
-            size_bytes: shard.size_bytes,
-            load_per_second: shard.load_per_second,
-            demand,
-            weighted,
-            move_cost,
-            replicas: Vec::with_capacity(checked.replication_factor),
-            before: Vec::new(),
-            leader: None,
-        }
+    let shard_use = |shard: &Shard| ShardUse {
+        shard_id: shard.shard_id,
+        size_bytes: shard.size_bytes,
+        load_per_second: shard.load_per_second,
+        price: price(shard),
+        replicas: Vec::with_capacity(checked.replication_factor),
+        before: Vec::new(),
+        leader: None,
     };
     checked.shards.iter().map(shard_use).collect()
 }

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::NodeState;
-use super::layout::{Layout, NodeAt, ShardAt};
+use super::layout::{Layout, NodeAt, Scope, ShardAt};
 use super::objective::SCALE_ONE;
 
 /// What a leader counts, so that percentages of the mean are integers.
@@ -24,15 +24,6 @@ const NEW_CHAIN_LENGTHS: [usize; 3] = [1, 2, usize::MAX];
 /// The same where leaders that were there before change: each hand-over is an election, and
 /// one leader more or less is not worth many.
 const CHAIN_LENGTHS: [usize; 2] = [1, 2];
-
-/// Which leaders may change.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Scope {
-    /// Those that were chosen in this run: they cost nothing to change.
-    New,
-    /// All, for a gain above the threshold.
-    All,
-}
 
 struct Leaders<'a> {
     layout: &'a mut Layout,
@@ -56,9 +47,8 @@ pub(super) fn choose(layout: &mut Layout) {
     };
     leaders.keep();
     leaders.fill();
-    leaders.even_out(Scope::New);
-    if !leaders.layout.frozen {
-        leaders.even_out(Scope::All);
+    for scope in leaders.layout.scopes() {
+        leaders.even_out(*scope);
     }
 }
 

@@ -13,7 +13,7 @@
 //! a gain once has none when it is done.
 
 use super::check::Checked;
-use super::layout::{Layout, NodeAt, NodeUse, ShardAt, ShardUse};
+use super::layout::{Layout, NodeAt, NodeUse, ShardAt};
 use super::{Node, NodeState, Shard};
 
 /// Bytes, load and number of replicas.
@@ -29,6 +29,7 @@ pub(super) const SCALE_ONE: u128 = 1 << 16;
 
 /// How a shard counts in the objective.
 pub(super) struct Price {
+    /// Of bytes, load and number of replicas.
     pub(super) demand: Amounts,
     /// `IMPORTANCE × demand`.
     pub(super) weighted: Amounts,
@@ -91,9 +92,9 @@ impl NodeUse {
 impl Layout {
     /// What the objective grows by when the node gets a replica of the shard.
     pub(super) fn cost_of_adding(&self, shard: ShardAt, node: NodeAt) -> u128 {
-        let ShardUse {
+        let Price {
             demand, weighted, ..
-        } = &self.shards[shard];
+        } = &self.shards[shard].price;
         let NodeUse { usage, scale, .. } = &self.nodes[node];
         let growth = |at: usize| weighted[at] * (2 * usage[at] + demand[at]);
         scale * (growth(0) + growth(1) + growth(2)) + self.cost_of_moving(shard, node)
@@ -101,9 +102,9 @@ impl Layout {
 
     /// What the objective falls by when the node loses its replica of the shard.
     pub(super) fn gain_of_removing(&self, shard: ShardAt, node: NodeAt) -> u128 {
-        let ShardUse {
+        let Price {
             demand, weighted, ..
-        } = &self.shards[shard];
+        } = &self.shards[shard].price;
         let NodeUse { usage, scale, .. } = &self.nodes[node];
         let fall = |at: usize| weighted[at] * (2 * usage[at] - demand[at]);
         scale * (fall(0) + fall(1) + fall(2)) + self.cost_of_moving(shard, node)
@@ -122,8 +123,8 @@ impl Layout {
         let signed = |amount: u128| i128::try_from(amount).unwrap_or(i128::MAX);
         let growth = |node: NodeAt, comes: ShardAt, goes: ShardAt| -> i128 {
             let terms = (0..IMPORTANCE.len()).map(|at| {
-                let comes = signed(self.shards[comes].demand[at]);
-                let change = comes - signed(self.shards[goes].demand[at]);
+                let comes = signed(self.shards[comes].price.demand[at]);
+                let change = comes - signed(self.shards[goes].price.demand[at]);
                 let usage = signed(self.nodes[node].usage[at]);
                 signed(IMPORTANCE[at]) * change * (2 * usage + change)
             });
@@ -139,7 +140,7 @@ impl Layout {
         if self.was_on(shard, node) {
             0
         } else {
-            self.shards[shard].move_cost
+            self.shards[shard].price.move_cost
         }
     }
 }

@@ -87,7 +87,6 @@ fn replace(layout: &mut Layout, shard: ShardAt, state: NodeState) -> bool {
     let mut changed = false;
     let mut bad = layout.shards[shard].replicas.clone();
     bad.retain(|node| layout.state(*node) == state);
-    bad.sort_unstable();
     for node in bad {
         let Some(target) = evenest_target(layout, shard, Some(node)) else {
             break;

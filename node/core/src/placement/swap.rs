@@ -4,8 +4,7 @@
 //! It has no state. A swap is judged and accepted like a move: it must lower the objective,
 //! and leave both shards spread over the zones as they were.
 
-use super::balance::Scope;
-use super::layout::{Layout, NodeAt, ShardAt};
+use super::layout::{Layout, NodeAt, Scope, ShardAt};
 
 /// How many nodes of a zone are looked at, the lightest first, and in how many zones besides
 /// the own one.
