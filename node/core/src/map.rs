@@ -373,10 +373,10 @@ mod tests {
             (
                 nodes(20),
                 1,
-                16,
+                8,
                 MapError::ReplicationOutOfRange {
-                    nodes: 15,
-                    actual: 16,
+                    nodes: 7,
+                    actual: 8,
                 },
             ),
         ];

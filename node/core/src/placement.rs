@@ -47,7 +47,7 @@ use crate::ids::{NodeId, ShardId};
 pub const PROBLEM_SHARDS_MAX: usize = 65_536;
 /// The largest number of replicas of a shard. Every one of them is part of every commit,
 /// and a majority of seven survives three losses already.
-pub const REPLICATION_FACTOR_MAX: u32 = 15;
+pub const REPLICATION_FACTOR_MAX: u32 = 7;
 /// The largest weight of a node.
 pub const WEIGHT_MAX: u32 = 10_000;
 /// The largest [`Constraints::gain_percent_min`].

@@ -10,16 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use carillon_core::ids::NodeId;
+use carillon_core::map::SHARDS_MAX;
+use carillon_core::placement::REPLICATION_FACTOR_MAX;
 use serde::Deserialize;
 
 /// What the environment overrides begin with.
 const ENVIRONMENT_PREFIX: &str = "CARILLON_NODE";
-
-/// Replicas of a shard at most: more only slow a write down.
-const REPLICATION_FACTOR_MAX: u32 = 7;
-
-/// Shards at most: 12 bits of a message id name the shard.
-const SHARDS_MAX: u32 = 4_095;
 
 /// A node's whole configuration.
 #[derive(Debug, Clone, Deserialize)]

@@ -38,12 +38,12 @@ fn what_is_no_problem_is_refused() {
         (
             with(|problem| problem.replication_factor = 0),
             PlacementError::ReplicationOutOfRange { max, actual: 0 },
-            "0 replicas of a shard are not possible; choose from 1 to 15",
+            "0 replicas of a shard are not possible; choose from 1 to 7",
         ),
         (
-            with(|problem| problem.replication_factor = 16),
-            PlacementError::ReplicationOutOfRange { max, actual: 16 },
-            "16 replicas of a shard are not possible; choose from 1 to 15",
+            with(|problem| problem.replication_factor = 8),
+            PlacementError::ReplicationOutOfRange { max, actual: 8 },
+            "8 replicas of a shard are not possible; choose from 1 to 7",
         ),
         (
             with(|problem| problem.nodes[1].weight = 0),
@@ -367,7 +367,10 @@ fn the_largest_numbers_do_not_overflow() {
     let solution = solved(&problem, &Assignment::default());
     let counts: BTreeMap<_, _> = held(&problem, &solution.assignment);
     assert!(counts.values().all(|count| *count <= 1));
-    for (problem, nodes) in [(equal(1, 1, 1, 1), 1), (equal(2, 2, 1, 15), 2)] {
+    for (problem, nodes) in [
+        (equal(1, 1, 1, 1), 1),
+        (equal(2, 2, 1, REPLICATION_FACTOR_MAX), 2),
+    ] {
         let mut problem = problem;
         problem.shards[0].size_bytes = u64::MAX;
         problem.nodes[0].weight = WEIGHT_MAX;
