@@ -403,3 +403,49 @@ impl Drop for SessionBody {
         self.0.reader.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::task::{ArcWake, waker};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl ArcWake for Count {
+        fn wake_by_ref(me: &Arc<Self>) {
+            me.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A live stream whose queue takes no delivery beyond a few bytes.
+    fn session() -> Arc<Session> {
+        let place = Arc::<Places>::default().take(1).expect("a place");
+        let session = Session::new(100, Arc::default(), place);
+        assert!(session.go_live(
+            0,
+            |_| Frame::Welcome(carillon_proto::v1::Welcome::default())
+        ));
+        session
+    }
+
+    #[test]
+    fn taking_frames_wakes_a_reader_only_if_it_waits_for_the_queue() {
+        let (session, woken) = (session(), Arc::new(Count::default()));
+        let waker = waker(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        assert_eq!(session.poll_gate(&mut cx), Gate::Open);
+        assert!(matches!(session.poll_taken(&mut cx), Taken::Frames(_)));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0, "it waits for frames");
+        while session.poll_gate(&mut cx) == Gate::Open {
+            session.answer(Frame::HeartbeatAck(carillon_proto::v1::HeartbeatAck {
+                nonce: 1,
+                server_time_ms: 1,
+                inbox_head: 1,
+            }));
+        }
+        assert!(matches!(session.poll_taken(&mut cx), Taken::Frames(_)));
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1, "the queue is shorter");
+        assert_eq!(session.poll_gate(&mut cx), Gate::Open);
+    }
+}
