@@ -256,11 +256,23 @@ mod tests {
             .render(&Observed {
                 leaders: 5,
                 log_bytes: 7,
+                level0_files: 11,
+                compaction_pending_bytes: 12,
+                delayed_write_bytes_per_second: 13,
+                writes_stopped: 1,
                 ..Observed::default()
             })
             .expect("text");
-        assert!(text.contains("carillon_leaders 5"), "{text}");
-        assert!(text.contains("carillon_log_bytes 7"), "{text}");
-        assert!(text.contains("carillon_entries_proposed_total 1"), "{text}");
+        for line in [
+            "carillon_leaders 5",
+            "carillon_log_bytes 7",
+            "carillon_entries_proposed_total 1",
+            "carillon_state_level0_files 11",
+            "carillon_state_compaction_pending_bytes 12",
+            "carillon_state_delayed_write_bytes_per_second 13",
+            "carillon_state_writes_stopped 1",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 }
