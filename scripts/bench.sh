@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The measurements of docs/performance.md: a cluster of its own, on ports of its own, in a
-# directory of its own; stopped and removed at the end. Takes about seven minutes.
+# directory of its own; stopped and removed at the end. Takes about six minutes.
 # Results: $CARGO_TARGET_DIR/bench. RATES, WARMUP and DURATION change the standard
 # workload, FAILOVER_RATE the load under which a node is lost.
 set -euo pipefail
@@ -13,7 +13,7 @@ out=$target/bench
 rates=${RATES:-1000,2000,4000,6000,8000,10000,12000}
 warmup=${WARMUP:-3s}
 duration=${DURATION:-10s}
-FAILOVER_RATE=${FAILOVER_RATE:-6000}
+failover_rate=${FAILOVER_RATE:-6000}
 # One thread a node: three nodes and the load share the machine.
 export CARILLON_NODE__WORKER_THREADS=${CARILLON_NODE__WORKER_THREADS:-1}
 CARILLON_ENDPOINTS=$(printf '127.0.0.1:%d,' $((PORT_BASE + 1)) $((PORT_BASE + 2)) $((PORT_BASE + 3)))
@@ -27,11 +27,14 @@ export CARILLON_ENDPOINTS=${CARILLON_ENDPOINTS%,}
 ulimit -n "$(ulimit -Hn)"
 scratch=$(mktemp -d)
 cluster=
+load=
 stop() {
-    [ -n "$cluster" ] || return 0
-    kill -TERM "$cluster" 2>/dev/null || true
-    wait "$cluster" 2>/dev/null || true
+    for running in $load $cluster; do
+        kill -TERM "$running" 2>/dev/null || true
+        wait "$running" 2>/dev/null || true
+    done
     cluster=
+    load=
 }
 trap 'stop; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
@@ -41,48 +44,59 @@ start() {
     "$carillon" -o json dev --data "$scratch/cluster" --fresh --port-base "$PORT_BASE" \
         >"$scratch/dev.log" 2>"$scratch/dev.err" &
     cluster=$!
-    # The first line says that the cluster is ready; the command itself limits the wait.
-    until grep -q '"ready"' "$scratch/dev.log"; do
-        kill -0 "$cluster" 2>/dev/null || {
-            cat "$scratch/dev.err" >&2
+    # The first line says that the cluster is ready.
+    until_said '"ready"' "$scratch/dev.log" "$cluster" "$scratch/dev.err"
+}
+
+# Waits until a file has a line; the process that writes it limits the wait, and when it ends
+# before, its errors are shown.
+until_said() {
+    until grep -q "$1" "$2"; do
+        kill -0 "$3" 2>/dev/null || {
+            cat "$4" >&2
             exit 1
         }
         sleep 0.2
     done
+}
+
+# Seconds until the limit.
+left() {
+    [ "$SECONDS" -lt "$LIMIT_SECONDS" ] || {
+        echo "error: not done within $LIMIT_SECONDS s" >&2
+        exit 1
+    }
+    echo $((LIMIT_SECONDS - SECONDS))
 }
 
 bench() {
     echo
     echo "== $*"
-    left=$((LIMIT_SECONDS - SECONDS))
-    [ "$left" -gt 0 ] || {
-        echo "error: not done within $LIMIT_SECONDS s" >&2
-        exit 1
-    }
-    timeout --signal INT "$left" "$carillon" bench "$@"
+    remaining=$(left)
+    timeout --signal INT "$remaining" "$carillon" bench "$@"
 }
 
 mkdir -p "$out"
 echo "$(nproc) cores, $(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo), $(uname -sr)"
 
-# The standard load at a rate, in the background, and a node lost in the middle of it.
+# A node lost in the middle of the standard load; $1 is where the results go.
 under_load() {
-    "$carillon" bench --rate "$FAILOVER_RATE" --warmup "$warmup" --duration 20s \
-        --out "$out/loaded" >"$scratch/load.log" 2>"$scratch/load.err" &
+    results=$1
+    shift
+    : >"$scratch/load.err"
+    remaining=$(left)
+    timeout --signal INT "$remaining" "$carillon" bench --rate "$failover_rate" \
+        --warmup "$warmup" --duration 20s --out "$results" \
+        >"$scratch/load.log" 2>"$scratch/load.err" &
     load=$!
     # Its connections and groups are there once it says what it sends.
-    until grep -q "sends/s" "$scratch/load.err"; do
-        kill -0 "$load" 2>/dev/null || {
-            cat "$scratch/load.err" >&2
-            exit 1
-        }
-        sleep 0.2
-    done
-    # The window is longer than what follows takes.
+    until_said "sends/s" "$scratch/load.err" "$load" "$scratch/load.err"
+    # Into its window, which is longer than what follows takes.
     sleep 8
-    bench failover "$@"
+    bench failover "$@" --out "$results"
     wait "$load" || true
-    echo "the load meanwhile, $FAILOVER_RATE sends/s:"
+    load=
+    echo "the load meanwhile, $failover_rate sends/s:"
     cat "$scratch/load.log"
 }
 
@@ -102,9 +116,9 @@ stop
 start
 bench store --out "$out"
 bench failover --silent --out "$out"
-under_load --silent --out "$out/loaded"
+under_load "$out/loaded-silent" --silent
 # After each of these a node is missing.
-under_load --out "$out/loaded"
+under_load "$out/loaded-killed"
 stop
 start
 bench failover --out "$out"
