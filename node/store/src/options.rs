@@ -80,8 +80,8 @@ pub struct StoreOptions {
     /// 128 KiB.
     pub held_bytes_max: usize,
     /// Bytes per second that flushes and compactions may write together at most. While little
-    /// is to be written they get a twentieth of it, and within seconds more as they need it:
-    /// done at once, a compaction would take a processor from the messages for a second.
+    /// is to be written they get a twentieth of it, while much is 5 % more each second: done
+    /// at once, a compaction would take a processor from the messages for a second.
     /// Default 128 MB/s.
     pub background_write_bytes_per_second: u64,
     /// Called at named points of the write path. Default: does nothing.

@@ -108,9 +108,7 @@ impl Step {
         }
         wrongs
     }
-}
 
-impl Step {
     /// How even the window was, in words; none when it was too short to tell.
     fn seconds_line(&self) -> Option<String> {
         let slowest = self
