@@ -407,8 +407,8 @@ impl Cluster {
         found.unwrap()
     }
 
-    /// Proposes until it is applied, wherever the leader is. Only for tests without faults: a
-    /// retry after `Unknown` would apply twice.
+    /// Proposes until it is applied, wherever the leader is. Only where a payload may be
+    /// applied twice, or without faults: a retry after `Unknown` may do that.
     pub async fn propose(&self, payload: impl Into<Bytes>) {
         let payload = payload.into();
         let began = Instant::now();
