@@ -35,6 +35,8 @@ pub struct Cluster {
     slots: RwLock<Arc<[ShardId]>>,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     relays: RwLock<HashMap<NodeId, Arc<Link>>>,
+    /// What nodes that are linked now say that they lead.
+    announced: RwLock<HashMap<ShardId, Route>>,
 }
 
 impl Cluster {
@@ -46,6 +48,7 @@ impl Cluster {
             slots: RwLock::new(Arc::from([])),
             replicas: RwLock::new(BTreeMap::new()),
             relays: RwLock::new(HashMap::new()),
+            announced: RwLock::new(HashMap::new()),
         })
     }
 
@@ -119,12 +122,39 @@ impl Cluster {
         node == self.me || self.relay(node).is_some_and(|link| link.is_up())
     }
 
-    /// The leader of a shard as the replica on this node knows it.
+    /// The leader of a shard as this node knows it: by its replica, or because the leader
+    /// announced itself.
     pub fn leader(&self, shard: ShardId) -> Option<Route> {
-        self.replicas
-            .read()
-            .get(&shard)
-            .and_then(|replica| replica.leader())
+        let replica = self.replicas.read().get(&shard).cloned();
+        let known = replica.and_then(|replica| replica.leader());
+        let announced = self.announced.read().get(&shard).copied();
+        known
+            .into_iter()
+            .chain(announced)
+            .max_by_key(|route| route.term)
+    }
+
+    /// This node leads a shard: tells all others, of which many have no replica of it.
+    pub fn announce(&self, shard: ShardId, term: u64) {
+        for link in self.relays.read().values().filter(|link| link.is_up()) {
+            frames::send_leads(link, shard, term);
+        }
+    }
+
+    /// Another node leads a shard, it says. False when that is nothing new here, or the
+    /// replica here learns of it by itself and tells whom it concerns.
+    pub fn announced(&self, shard: ShardId, route: Route) -> bool {
+        let before = self.leader(shard);
+        if before.is_some_and(|before| before.term >= route.term) {
+            return false;
+        }
+        self.announced.write().insert(shard, route);
+        self.replica(shard).is_none()
+    }
+
+    /// The link to a node is down: what it said of itself may be over without a word.
+    pub fn forget_announced(&self, node: NodeId) {
+        self.announced.write().retain(|_, route| route.node != node);
     }
 
     /// Whom to ask next when no leader is known: the replicas' nodes in turn.

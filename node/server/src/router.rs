@@ -136,6 +136,8 @@ struct LaneState {
     sent_to: Option<Route>,
     /// The best guess for the next route.
     hint: Option<Route>,
+    /// The last route whose node said that it does not lead.
+    refused: Option<Route>,
     /// Sequence number of `in_flight[0]`.
     first: u64,
     in_flight: VecDeque<Option<Operation>>,
@@ -394,7 +396,14 @@ impl Router {
             }
             return;
         }
-        let known = self.cluster.leader(lane.shard).or(state.hint.take());
+        let refused = state.refused;
+        let known = [self.cluster.leader(lane.shard), state.hint.take()];
+        let known = known.into_iter().flatten().filter(|route| {
+            // What another node said of itself may be over, what the replica here says is
+            // corrected by it.
+            self.cluster.replica(lane.shard).is_some() || Some(*route) != refused
+        });
+        let known = known.max_by_key(|route| route.term);
         state.route = known.or_else(|| {
             state.probes += 1;
             self.cluster.probe_route(lane.shard, state.probes)
@@ -550,6 +559,8 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
         }
         Err(Undone::Retry(hint)) => {
             state.undone.push((sequence, operation));
+            // One that was only asked whether it leads has refused nothing.
+            state.refused = state.sent_to.filter(|to| to.term != 0).or(state.refused);
             if state.route.take().is_some() {
                 state.probe_after = hint.is_none().then(|| Instant::now() + PROBE_INTERVAL);
             }

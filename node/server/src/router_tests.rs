@@ -266,6 +266,59 @@ async fn what_comes_back_undone_goes_on_in_the_old_order() {
     }
 }
 
+/// A node without a replica goes where a leader announced itself, looks elsewhere when it is
+/// refused there, and comes back for a newer term.
+#[tokio::test]
+async fn an_announced_leader_is_asked_until_it_refuses() {
+    let mut fixture = Fixture::new();
+    let running = tokio::spawn(fixture.router.clone().run());
+    let route = |node: &Node, term| Route {
+        node: node.id,
+        term,
+    };
+    let cluster = fixture.router.cluster.clone();
+    assert!(cluster.announced(SHARD, route(&fixture.third, 5)));
+    assert!(
+        !cluster.announced(SHARD, route(&fixture.second, 4)),
+        "older"
+    );
+    fixture.router.on_leader_changed(SHARD);
+    fixture.submit(1);
+    let asked = fixture.third.arrived();
+    assert_eq!((requests(&asked), asked[0].term), (vec![1], 5));
+
+    fixture.settle(asked[0], Err(Undone::Retry(None)));
+    let elsewhere = async {
+        loop {
+            let arrived = fixture.second.arrived();
+            if !arrived.is_empty() {
+                return arrived;
+            }
+            // Those that are asked in between do not lead either.
+            for operation in fixture.third.arrived() {
+                assert_eq!(operation.term, 0, "the term that was refused");
+                fixture
+                    .router
+                    .settle(SHARD, operation.sequence, Err(Undone::Retry(None)));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE, elsewhere).await;
+    let asked = asked.expect("nobody else is asked");
+
+    assert!(cluster.announced(SHARD, route(&fixture.third, 6)));
+    fixture.router.on_leader_changed(SHARD);
+    let again = fixture.third.arrived();
+    assert_eq!((requests(&again), again[0].term), (vec![1], 6));
+    fixture.settle(asked[0], replied(9));
+    fixture.settle(again[0], replied(1));
+    assert_eq!(fixture.outcomes.of(1), Some(Ok(reply(1))));
+    cluster.forget_announced(fixture.third.id);
+    assert_eq!(cluster.leader(SHARD), None);
+    running.abort();
+}
+
 /// Leaders that apply a part of what they are sent, in its order, and say in any order what
 /// became of it: each operation is applied once and answered once, and never before an
 /// earlier one.

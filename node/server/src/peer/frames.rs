@@ -1,9 +1,10 @@
 //! The frames of a relay link: operations of one node's router to the leaders on
-//! another, their answers, and pushes for online users.
+//! another, their answers, pushes for online users, and who leads.
 //!
 //! Bodies, little-endian: an operation is u64 term and the payload; an answer is u8 status
 //! and what belongs to it; a push is u32 length and encoded `v1.Message`, then per user u8
-//! length and id, u64 inbox_seq, u32 unread.
+//! length and id, u64 inbox_seq, u32 unread; a node that leads the frame's shard says u64
+//! term.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carillon_core::ids::{NodeId, ShardId};
@@ -23,6 +24,8 @@ pub const DELIVER: FrameKind = FrameKind(FrameKind::USER_FIRST + 2);
 pub const ANSWER: FrameKind = FrameKind(FrameKind::USER_FIRST + 3);
 /// For users with sessions on the receiving node.
 pub const PUSH: FrameKind = FrameKind(FrameKind::USER_FIRST + 4);
+/// The sending node leads the shard.
+pub const LEADS: FrameKind = FrameKind(FrameKind::USER_FIRST + 5);
 
 /// An encoded core reply follows.
 const STATUS_REPLY: u8 = 0;
@@ -153,6 +156,14 @@ pub fn send_push<'a>(
     });
     if !sent {
         close_full(link, "a push");
+    }
+}
+
+/// Says that this node leads a shard. A link that is full is closed: when it is up again,
+/// everything is said anew.
+pub fn send_leads(link: &Link, shard: ShardId, term: u64) {
+    if !link.send(LEADS, shard, 0, |buffer| buffer.put_u64_le(term)) {
+        close_full(link, "who leads");
     }
 }
 

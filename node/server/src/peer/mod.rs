@@ -23,7 +23,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::cluster::{Cluster, split_term};
+use crate::cluster::{Cluster, Route, split_term};
 use crate::gateway::Gateway;
 use crate::identity::Identity;
 use crate::router::{Payload, Router, Undone};
@@ -165,6 +165,7 @@ impl Peers {
                 tracing::debug!(peer = peer.0, %end, "the Raft link ended");
             }
             LinkKind::Relay => {
+                self.introduce(&link);
                 self.resubscribe(peer);
                 self.relay(&link, inbound).await;
             }
@@ -176,10 +177,20 @@ impl Peers {
                 tokio::spawn(self.stand_for_the_dead(peer));
             }
             LinkKind::Relay => {
+                self.cluster.forget_announced(peer);
                 for replica in self.cluster.replicas() {
                     replica.on_peer_lost(peer);
                 }
                 self.router.on_peer_lost(peer);
+            }
+        }
+    }
+
+    /// Tells the peer what this node leads; what it leads from now on is announced.
+    fn introduce(&self, link: &Link) {
+        for replica in self.cluster.replicas() {
+            if let Some(term) = replica.leads_in() {
+                frames::send_leads(link, replica.shard(), term);
             }
         }
     }
@@ -238,6 +249,17 @@ impl Peers {
             frames::PUSH => {
                 if let Some((message, targets)) = read_push(frame.body) {
                     self.gateway.on_push(message, PushTargets(&targets));
+                }
+                return;
+            }
+            frames::LEADS => {
+                let Some((term, _)) = split_term(frame.body) else {
+                    return;
+                };
+                let node = link.peer();
+                if self.cluster.announced(frame.shard, Route { node, term }) {
+                    self.router.on_leader_changed(frame.shard);
+                    self.gateway.on_leader_changed(frame.shard);
                 }
                 return;
             }

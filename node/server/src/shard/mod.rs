@@ -147,6 +147,12 @@ impl Replica {
         self.queue.lock().is_ready()
     }
 
+    /// The term in which it does.
+    pub fn leads_in(&self) -> Option<u64> {
+        let queue = self.queue.lock();
+        queue.is_ready().then(|| queue.leading().term)
+    }
+
     /// Follows the group's leadership until it ends.
     pub async fn run(self: Arc<Self>) {
         let mut leadership = self.group.leadership();
@@ -195,6 +201,7 @@ impl Replica {
             // was applied before is in the outbox that it reads now.
             self.leading.store(true, Ordering::Release);
             self.services.fanout.on_leading(self.shard, true);
+            self.services.cluster.announce(self.shard, now.term);
         }
         self.arm();
     }
