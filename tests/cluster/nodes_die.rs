@@ -22,6 +22,9 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(10);
 /// election: what is measured is measured by the benchmark, this only finds a cluster
 /// that hangs.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long it may take until each shard is led where it is to be: a node leads about six, and
+/// gets one back each half second.
+const RETURN_LIMIT: Duration = Duration::from_secs(30);
 /// How long a leader is frozen.
 const FREEZE: Duration = Duration::from_secs(5);
 /// After a quorum is lost: answers that were on their way have arrived.
@@ -91,6 +94,33 @@ async fn kill_9_of_two_nodes_and_back() {
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
                 .await?;
             cluster.restart(second).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// A node that was away gets back what it is to lead, under load, one shard at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn leads_return_to_a_node_that_is_back() {
+    let mut scenario = Scenario::new("leads_return_to_a_node_that_is_back");
+    scenario.cluster = ClusterOptions {
+        extra_config: "\n[raft]\nleader_return_after = \"1s\"\n".to_owned(),
+        ..ClusterOptions::default()
+    };
+    scenario
+        .run(async |cluster, load| {
+            cluster.wait_led_as_preferred(RETURN_LIMIT).await?;
+            let before = cluster.leader_counts().await?;
+            let victim = cluster.leader_heavy_node().await?;
+            cluster.kill9(victim).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+                .await?;
+            cluster.restart(victim).await?;
+            load.reset_longest_pause();
+            cluster.wait_led_as_preferred(RETURN_LIMIT).await?;
+            short_pause(load)?;
+            let after = cluster.leader_counts().await?;
+            println!("shards led before {before:?}, after {after:?}");
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
         })
         .await;

@@ -1,6 +1,6 @@
 //! `carillon.admin.v1`: any node answers for the whole cluster, by asking the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,21 +14,17 @@ use carillon_proto::admin::{
     MeasureAppendRequest, MeasureAppendResponse, NodeStatus, ReplicaStatus, ShardStatus,
     TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
-use carillon_proto::internal::{
-    ChecksumRequest, FlushRequest, StatusRequest, StatusResponse, TransferRequest,
-};
+use carillon_proto::internal::{ChecksumRequest, FlushRequest, StatusResponse, TransferRequest};
 use futures_util::future::join_all;
-use parking_lot::Mutex;
 use tonic::{Code, Request, Response, Status};
 
 use crate::gateway::errors::Failure;
 use crate::meta::META_SHARD;
 use crate::node::Node;
-use crate::peer::{Client, endpoint, peer_client};
+use crate::peer::Client;
+use crate::peer::calls::CallError;
 use crate::shard::probe::{Probe, summarize};
 
-/// A node that does not tell its status within this is shown as down.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Replicas that do not tell their checksum within this are left out.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long it is waited until the new leader leads, after it was asked to.
@@ -55,7 +51,6 @@ fn status_with_reason<const N: usize>(
 /// See the file's head.
 pub struct AdminService {
     node: Arc<Node>,
-    clients: Mutex<HashMap<NodeId, (String, Client)>>,
     measuring: tokio::sync::Semaphore,
 }
 
@@ -64,64 +59,33 @@ impl AdminService {
     pub fn new(node: Arc<Node>) -> Self {
         Self {
             node,
-            clients: Mutex::new(HashMap::new()),
             measuring: tokio::sync::Semaphore::new(1),
         }
     }
 
     fn client(&self, node: NodeId) -> Result<Client, Status> {
-        let meta = self.node.cluster().meta();
-        let known = meta
-            .map
-            .nodes
-            .iter()
-            .find(|known| known.node_id == node)
-            .ok_or_else(|| {
+        let client = self.node.calls().client(node);
+        client.map_err(|error| match error {
+            CallError::NoSuchNode(node) => {
                 let metadata = [("node_id", node.0.to_string())];
                 status_with_reason(
                     Code::NotFound,
                     "NODE_NOT_FOUND",
-                    format!("node {} does not exist", node.0),
+                    error.to_string(),
                     metadata,
                 )
-            })?;
-        let mut clients = self.clients.lock();
-        if let Some((address, client)) = clients.get(&node)
-            && *address == known.peer_address
-        {
-            return Ok(client.clone());
-        }
-        let channel = endpoint(&known.peer_address)
-            .map_err(|error| {
-                Status::internal(format!("node {} has a bad address: {error}", node.0))
-            })?
-            .connect_lazy();
-        let client = peer_client(channel, self.node.identity());
-        clients.insert(node, (known.peer_address.clone(), client.clone()));
-        Ok(client)
-    }
-
-    async fn status_of(&self, node: NodeId) -> Option<StatusResponse> {
-        if node == self.node.cluster().me() {
-            return Some(self.node.status());
-        }
-        let mut client = self.client(node).ok()?;
-        let asked = tokio::time::timeout(STATUS_TIMEOUT, client.status(StatusRequest {}));
-        Some(asked.await.ok()?.ok()?.into_inner())
+            }
+            CallError::Address { .. } => Status::internal(error.to_string()),
+        })
     }
 
     async fn all_statuses(&self) -> BTreeMap<NodeId, Option<StatusResponse>> {
-        let nodes: Vec<NodeId> = self
-            .node
-            .cluster()
-            .meta()
-            .map
-            .nodes
-            .iter()
-            .map(|node| node.node_id)
-            .collect();
-        let statuses = join_all(nodes.iter().map(|node| self.status_of(*node))).await;
-        nodes.into_iter().zip(statuses).collect()
+        let mut statuses = self.node.calls().statuses().await;
+        let (me, meta) = (self.node.cluster().me(), self.node.cluster().meta());
+        if meta.map.node(me).is_some() {
+            statuses.insert(me, Some(self.node.status()));
+        }
+        statuses
     }
 
     fn descriptor(&self, shard: ShardId) -> Result<ShardDescriptor, Status> {
@@ -279,12 +243,8 @@ impl Admin for AdminService {
             .filter(|(shard, _)| wanted.is_none_or(|wanted| wanted == *shard))
             .map(|(shard_id, mut replicas)| {
                 replicas.sort_by_key(|replica| replica.node_id);
-                let slots = meta
-                    .map
-                    .shards
-                    .iter()
-                    .find(|shard| shard.shard_id.0 == shard_id)
-                    .map(|shard| shard.slots);
+                let descriptor = meta.map.shard(ShardId(shard_id));
+                let slots = descriptor.map(|shard| shard.slots);
                 // A node that was away may still believe that it leads.
                 let leader = replicas
                     .iter()
@@ -296,6 +256,7 @@ impl Admin for AdminService {
                     slot_first: slots.map_or(0, |slots| u32::from(slots.first.0)),
                     slot_last: slots.map_or(0, |slots| u32::from(slots.last.0)),
                     leader_node: leader,
+                    preferred_leader_node: descriptor.map_or(0, |shard| shard.preferred_leader.0),
                     replicas,
                 }
             });

@@ -129,6 +129,10 @@ pub struct RaftConfig {
     /// Default: 600ms.
     #[serde(with = "humantime_serde")]
     pub election_max: Duration,
+    /// A shard goes back to the node that is to lead it when that node has been reachable,
+    /// and another has led, for this long. Default: 10s.
+    #[serde(with = "humantime_serde")]
+    pub leader_return_after: Duration,
     /// Paces log entries under load: the shards of a node propose together and then gather
     /// commands for as many times this as they made entries, or for as long as an entry
     /// takes to be applied if that is longer. It goes on earlier when everything proposed
@@ -155,6 +159,7 @@ impl Default for RaftConfig {
             heartbeat: Duration::from_millis(150),
             election_min: Duration::from_millis(500),
             election_max: Duration::from_millis(600),
+            leader_return_after: Duration::from_secs(10),
             entry_interval: Duration::from_millis(2),
             batch_interval_max: Duration::from_millis(40),
             entries_in_flight_max: 4,

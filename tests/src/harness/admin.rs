@@ -75,6 +75,30 @@ impl Cluster {
         Ok(admin.list_shards(request).await?.into_inner().shards)
     }
 
+    /// Waits until each shard is led by the node that is to lead it.
+    pub async fn wait_led_as_preferred(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let shards = self.shards().await?;
+            let elsewhere: Vec<String> = shards
+                .iter()
+                .filter(|shard| shard.shard_id != 0)
+                .filter(|shard| shard.leader_node != shard.preferred_leader_node)
+                .map(|shard| {
+                    let (led, preferred) = (shard.leader_node, shard.preferred_leader_node);
+                    format!("shard {} by {led}, not {preferred}", shard.shard_id)
+                })
+                .collect();
+            if elsewhere.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("led by others after {limit:?}: {}", elsewhere.join("; "));
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// How many shards each node leads, the meta group among them.
     pub async fn leader_counts(&self) -> Result<BTreeMap<u64, usize>> {
         let mut counts: BTreeMap<u64, usize> =

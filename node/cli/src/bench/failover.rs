@@ -16,7 +16,7 @@ use carillon_core::slots::Slot;
 use clap::Args;
 use serde::Serialize;
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::duration::parse_duration;
 use super::fleet::{Clock, Fleet, Listener, Reasons};
@@ -33,6 +33,10 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 const STEADY: Duration = Duration::from_secs(2);
 /// How long that may take to come about.
 const STEADY_LIMIT: Duration = Duration::from_secs(15);
+/// How long it is waited until every shard is led by the node that is to lead it: nodes that
+/// were away get theirs back one after the other.
+const SETTLED_LIMIT: Duration = Duration::from_secs(60);
+const SETTLED_POLL: Duration = Duration::from_millis(500);
 /// Ids that are tried to find a conversation of a shard; one in thousands is its.
 const IDS_TRIED_MAX: u32 = 1_000_000;
 
@@ -155,16 +159,11 @@ pub async fn run(
     targets: &Targets,
 ) -> anyhow::Result<FailoverReport> {
     let admin = AdminClient::new(&targets.endpoints)?;
+    let shards = settled(&admin).await?;
     let nodes = admin
         .list_nodes()
         .await
         .context("could not list the nodes")?;
-    let mut shards = admin
-        .list_shards(None)
-        .await
-        .context("could not list the shards")?;
-    // The meta group takes no messages.
-    shards.retain(|shard| shard.shard_id != 0);
     let (lost, others) = choose(arguments.node, nodes, targets)?;
     let probes = Arc::new(Probes::new(shards.len()));
     let clock = Clock::start();
@@ -210,6 +209,32 @@ pub async fn run(
     let _ = timeout(arguments.limit, recovered).await;
     probing.abort();
     Ok(report(arguments.silent, lost.0, lost_at, &shards, &probes))
+}
+
+/// The shards, once each is led by the node that is to lead it; as they are when that does not
+/// come about, which is said.
+async fn settled(admin: &AdminClient) -> anyhow::Result<Vec<ShardStatus>> {
+    let deadline = Instant::now() + SETTLED_LIMIT;
+    loop {
+        let mut shards = admin
+            .list_shards(None)
+            .await
+            .context("could not list the shards")?;
+        // The meta group takes no messages.
+        shards.retain(|shard| shard.shard_id != 0);
+        let elsewhere = |shard: &&ShardStatus| shard.leader_node != shard.preferred_leader_node;
+        let elsewhere = shards.iter().filter(elsewhere).count();
+        if elsewhere == 0 {
+            return Ok(shards);
+        }
+        if Instant::now() >= deadline {
+            say(&format!(
+                "{elsewhere} shards are still led by other nodes than they should be"
+            ));
+            return Ok(shards);
+        }
+        tokio::time::sleep(SETTLED_POLL).await;
+    }
 }
 
 /// The node to lose with its process, and where the others are.

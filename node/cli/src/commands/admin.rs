@@ -251,7 +251,7 @@ fn shard_table(shards: &[proto::ShardStatus]) -> comfy_table::Table {
         table.add_row([
             shard_name(shard.shard_id),
             slots(shard),
-            leader_name(shard.leader_node),
+            leader_cell(shard),
             nodes.join(" "),
             seen.map_or(0, |r| r.term).to_string(),
             applied.to_string(),
@@ -302,6 +302,16 @@ fn slots(shard: &proto::ShardStatus) -> String {
     }
 }
 
+/// The leader, and who is to lead when that is another node.
+fn leader_cell(shard: &proto::ShardStatus) -> String {
+    let leader = leader_name(shard.leader_node);
+    match shard.preferred_leader_node {
+        0 => leader,
+        preferred if preferred == shard.leader_node => leader,
+        preferred => format!("{leader} (for {preferred})"),
+    }
+}
+
 fn leader_name(node: u64) -> String {
     match node {
         0 => "none".to_owned(),
@@ -342,6 +352,7 @@ fn shard_json(shard: &proto::ShardStatus) -> Value {
         "slot_first": shard.slot_first,
         "slot_last": shard.slot_last,
         "leader_node": shard.leader_node,
+        "preferred_leader_node": shard.preferred_leader_node,
         "replicas": replicas,
     })
 }

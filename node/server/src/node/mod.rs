@@ -1,10 +1,11 @@
 //! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
-//! its replicas as the shard map says (`replicas`), serves (`serve`, `status`), and leaves in
-//! order (`leave`).
+//! its replicas as the shard map says (`replicas`), serves (`serve`, `status`), gives leads
+//! back (`preferred`), and leaves in order (`leave`).
 //!
 //! Owner of the state: [`Node`] holds the parts; each part owns its own.
 
 mod leave;
+mod preferred;
 mod replicas;
 mod serve;
 mod status;
@@ -29,6 +30,7 @@ use crate::gateway::{Gateway, GatewayMetrics, GatewayOptions, Limits};
 use crate::identity::Identity;
 use crate::metrics::{ConnectionMetrics, MetricsPage, NodeMetrics, registry};
 use crate::peer::Peers;
+use crate::peer::calls::PeerCalls;
 use crate::peer::snapshot::prepare_directory;
 use crate::router::Router;
 use crate::shard::beat::Beat;
@@ -49,6 +51,7 @@ pub struct Node {
     services: Services,
     identity: Arc<Identity>,
     links: Arc<Links>,
+    calls: PeerCalls,
     flusher: Arc<Flusher>,
     snapshots: PathBuf,
     connection_metrics: Arc<ConnectionMetrics>,
@@ -106,6 +109,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     node.start_meta().await?;
     tokio::spawn(node.clone().keep_meta());
     tokio::spawn(node.clone().follow_map());
+    tokio::spawn(node.clone().give_leads_back());
     let serving = tokio::spawn(serve_clients(node.clone(), client_listener));
     tokio::select! {
         served = serving => served.context("the clients' server ended")??,
@@ -140,6 +144,7 @@ impl Node {
         let gateway_metrics = Arc::new(GatewayMetrics::default());
         gateway_metrics.register(&mut metrics);
         let cluster = Cluster::new(config.node());
+        let calls = PeerCalls::new(cluster.clone(), identity.clone());
         let router = Router::new(cluster.clone());
         let gateway = Gateway::new(GatewayOptions {
             node_id: config.node(),
@@ -161,6 +166,7 @@ impl Node {
                 beat,
                 metrics: node_metrics,
             },
+            calls,
             identity,
             links: Links::new(LINK_BUFFER_BYTES_DEFAULT),
             snapshots,
@@ -176,6 +182,11 @@ impl Node {
     /// The cluster as this node knows it.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.services.cluster
+    }
+
+    /// Calls to the other nodes.
+    pub fn calls(&self) -> &PeerCalls {
+        &self.calls
     }
 
     /// Who this node is.

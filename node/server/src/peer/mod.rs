@@ -4,6 +4,7 @@
 //! Owner of the state: each link's task. Two links to every peer, on connections of their
 //! own: Raft traffic, and everything else. The node with the smaller id dials.
 
+pub mod calls;
 pub mod frames;
 mod receive;
 pub mod service;
