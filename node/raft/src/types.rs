@@ -47,6 +47,14 @@ impl Position {
             index: log_id.index,
         }
     }
+
+    pub(crate) fn log_id(self) -> LogId {
+        let leader_id = LeaderId {
+            term: self.term,
+            node_id: self.leader.0,
+        };
+        LogId::new(leader_id, self.index)
+    }
 }
 
 /// What openraft knows of a member besides its id: where it is.

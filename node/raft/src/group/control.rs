@@ -7,10 +7,11 @@ use carillon_core::ids::{NodeId, ShardId};
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::Precondition;
 use tokio::time::Instant;
 
 use super::{Group, GroupError, Role, redirect, stopped};
-use crate::types::{Member, ReplicaNode, TypeConfig};
+use crate::types::{Member, Position, ReplicaNode, TypeConfig};
 
 /// Entries that the target of a transfer may lag behind when it is asked to lead: they reach it
 /// with the request.
@@ -243,19 +244,28 @@ impl Group {
     }
 
     /// Makes these members the voters, by way of a joint configuration. All of them must be
-    /// voters or learners already. Voters that are not among them become learners if `retain`,
-    /// or leave the group.
+    /// voters or learners already. Voters that are not among them leave the group. The change
+    /// begins only from the configuration `from` (see [`GroupStatus::config`]), so a request
+    /// that was decided on long ago, or by somebody else, changes nothing.
+    ///
+    /// [`GroupStatus::config`]: super::GroupStatus::config
     ///
     /// # Errors
-    /// [`MembershipError`].
-    pub async fn change_membership(
+    /// [`MembershipError`]; `Refused` when the group has another configuration.
+    pub async fn change_voters(
         &self,
         voters: &[Member],
-        retain: bool,
+        from: Position,
     ) -> Result<(), MembershipError> {
         let ids: BTreeSet<u64> = voters.iter().map(|voter| voter.replica.0).collect();
-        let changed = self.inner.raft.change_membership(ids, retain).await;
-        self.membership_result(changed.map(|_| ()))
+        let only_from = Precondition::LastMembershipLogId {
+            last_membership_log_id: Some(from.log_id()),
+        };
+        let changed = self
+            .inner
+            .raft
+            .change_membership_if(ids, false, [only_from]);
+        self.membership_result(changed.await.map(|_| ()))
     }
 
     /// Removes learners from the group.

@@ -55,6 +55,8 @@ pub struct GroupStatus {
     pub flushed: Option<Position>,
     /// The last entry that was purged from its log.
     pub purged: Option<Position>,
+    /// Where in the log the configuration of members is that holds now; no two have the same.
+    pub config: Option<Position>,
     /// The members that vote.
     pub voters: Vec<Member>,
     /// The members that do not.
@@ -105,6 +107,7 @@ impl Group {
             applied: position(&self.inner.progress.applied.borrow()),
             flushed: position(&self.inner.progress.flushed.borrow().last),
             purged: position(&metrics.purged),
+            config: position(metrics.membership_config.log_id()),
             voters: voters(membership),
             learners: learners(membership),
             changing: membership.get_joint_config().len() > 1

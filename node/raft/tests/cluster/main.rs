@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use carillon_core::ids::{NodeId, ReplicaId};
 use carillon_raft::{
-    ENTRY_BYTES_MAX, GroupError, Member, MembershipError, Outcome, ReadRefused, Role, TransferError,
+    ENTRY_BYTES_MAX, GroupError, Member, MembershipError, Outcome, Position, ReadRefused, Role,
+    TransferError,
 };
 use harness::{Cluster, PATIENCE, fast, propose, until};
 
@@ -262,7 +263,24 @@ async fn members_change_by_way_of_a_learner() {
         .filter(|place| *place != leaving)
         .map(|place| cluster.nodes[place].me)
         .collect();
-    group.change_membership(&voters, false).await.unwrap();
+    let from = group.status().config.unwrap();
+    let earlier = Position {
+        index: from.index - 1,
+        ..from
+    };
+    // Decided on before the learner came: nothing changes.
+    let refused = group.change_voters(&voters, earlier).await.unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::Refused { .. }),
+        "{refused:?}"
+    );
+    assert_eq!(group.status().config, Some(from));
+    group.change_voters(&voters, from).await.unwrap();
+    let again = group.change_voters(&voters, from).await.unwrap_err();
+    assert!(
+        matches!(again, MembershipError::Refused { .. }),
+        "{again:?}"
+    );
     let mut now = group.status().voters;
     now.sort_unstable();
     assert_eq!((now, group.status().learners), (voters, Vec::new()));
@@ -277,7 +295,7 @@ async fn members_change_by_way_of_a_learner() {
         node: NodeId(9),
     };
     let refused = group
-        .change_membership(&[unknown], false)
+        .change_voters(&[unknown], group.status().config.unwrap())
         .await
         .unwrap_err();
     assert!(
