@@ -15,6 +15,7 @@
 //! - [`read`]: reads that change nothing.
 //! - [`map`]: the cluster's map of shards and the meta group's state machine.
 //! - [`placement`]: `solve(problem, previous) -> Solution`, where replicas and leaders go.
+//! - [`steering`]: `plan(state, seen) -> Plan`, what the meta group's leader does next.
 //! - [`memory`]: a state in memory, for tests and the simulator.
 //!
 //! Invariants of the state, per conversation `c` and user `u`:
@@ -37,6 +38,7 @@ pub mod read;
 pub mod records;
 pub mod reply;
 pub mod slots;
+pub mod steering;
 pub mod view;
 
 pub use apply::{Context, Effects, Event, apply};

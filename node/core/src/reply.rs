@@ -3,9 +3,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;
 
-use crate::codec::{Corrupt, Reader, put_signed, put_varint};
+use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
 use crate::command::{read_users, write_users};
 use crate::ids::{ConversationId, ConversationName, MessageId, Seq, TimestampMs, UserId};
+use crate::map::MetaReply;
 use crate::records::{
     ConversationHead, ConversationInfo, ConversationKind, read_option, write_option,
 };
@@ -113,6 +114,8 @@ pub enum Reply {
     Delivered,
     /// Nothing was changed.
     Refused(Refusal),
+    /// What the meta group answers to its own commands.
+    Meta(MetaReply),
 }
 
 /// Why a command changed nothing. The texts are for people, [`Refusal::reason`] is for
@@ -246,6 +249,10 @@ impl Reply {
                 out.put_u8(7);
                 refusal.write(out);
             }
+            Reply::Meta(reply) => {
+                out.put_u8(8);
+                put_bytes(out, &reply.encode());
+            }
         }
     }
 
@@ -288,6 +295,7 @@ impl Reply {
             5 => Reply::Done,
             6 => Reply::Delivered,
             7 => Reply::Refused(Refusal::read(reader)?),
+            8 => Reply::Meta(MetaReply::decode(&reader.bytes()?)?),
             _ => return Err(reader.corrupt("the reply is unknown")),
         };
         reader.finish()?;

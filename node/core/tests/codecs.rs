@@ -7,8 +7,10 @@ use carillon_core::command::{
     encode_send, pushed_bytes,
 };
 use carillon_core::map::{
-    MetaCommand, MetaRefusal, MetaReply, MetaState, NodeInfo, ShardMap, apply_meta,
+    ConfigVersion, JoinToken, MetaCommand, MetaRefusal, MetaReply, MetaState, MoveId, MoveReason,
+    NodeInfo, Policy, ShardDescriptor, ShardMap, Standing, apply_meta, initial_map,
 };
+use carillon_core::placement::Zone;
 use carillon_core::records::*;
 use carillon_core::reply::ConversationSummary;
 use carillon_core::*;
@@ -459,25 +461,107 @@ fn map_values_round_trip() {
         identity: format!("identity-{id}"),
         client_address: format!("node-{id}:7000"),
         peer_address: format!("node-{id}:8000"),
+        zone: Zone(format!("zone-{}", id % 3)),
+        weight: 100,
+        capacity_bytes: 1 << 40,
     };
-    let create = |shards, replication_factor, nodes| MetaCommand::CreateCluster {
-        cluster_id: "c1".to_owned(),
-        cluster_name: "demo ♪".to_owned(),
-        shards,
-        replication_factor,
-        nodes,
+    let token = || JoinToken("secret".to_owned());
+    let at = TimestampMs(1_700_000_000_000);
+    let placed = |shards| {
+        let nodes = [node(1), node(2), node(3)];
+        initial_map(&nodes, shards, 3).expect("a map").shards
     };
+    let create =
+        |shards: Vec<ShardDescriptor>, replication_factor, nodes| MetaCommand::CreateCluster {
+            cluster_id: "c1".to_owned(),
+            cluster_name: "demo ♪".to_owned(),
+            join_token: token(),
+            replication_factor,
+            nodes,
+            shards,
+            at,
+        };
+    let join = |id, token| MetaCommand::JoinNode {
+        node: node(id),
+        token,
+        at,
+    };
+    let start = |shard_id, from, to, epoch| MetaCommand::StartMove {
+        shard_id: ShardId(shard_id),
+        to,
+        from,
+        preferred_leader: NodeId(4),
+        reason: MoveReason::Asked,
+        epoch: Epoch(epoch),
+        at,
+    };
+    let config = ConfigVersion { term: 3, index: 9 };
+    let drain = |id, standing| MetaCommand::SetStanding {
+        node_id: NodeId(id),
+        standing,
+        forced: false,
+        at,
+    };
+    let three = || vec![node(1), node(2), node(3)];
+    let move_id = MoveId(1);
     let commands = [
         MetaCommand::UpdateNode { node: node(1) },
-        create(0, 3, vec![node(1)]),
-        create(1, 3, vec![node(1)]),
-        create(1, 1, vec![]),
-        create(1, 1, vec![node(1), node(1)]),
-        create(1, 1, (0..2000).map(node).collect()),
-        create(16, 3, vec![node(1), node(2), node(3)]),
-        create(16, 3, vec![node(1), node(2), node(3)]),
+        create(vec![], 3, three()),
+        create(placed(1), 3, vec![node(1)]),
+        create(placed(1), 1, three()),
+        create(placed(1), 3, vec![]),
+        create(placed(1), 3, vec![node(1), node(1), node(2)]),
+        create(placed(1), 3, (0..2000).map(node).collect()),
+        create(placed(16), 3, three()),
+        create(placed(16), 3, three()),
         MetaCommand::UpdateNode { node: node(9) },
         MetaCommand::UpdateNode { node: node(3) },
+        join(7, JoinToken::default()),
+        join(7, token()),
+        join(7, token()),
+        start(1, Some(NodeId(1)), Some(NodeId(4)), 1),
+        start(1, Some(NodeId(1)), Some(NodeId(4)), 2),
+        start(1, None, Some(NodeId(4)), 3),
+        MetaCommand::SwitchMove { move_id, config },
+        MetaCommand::CancelMove { move_id },
+        MetaCommand::RewindMove { move_id, config },
+        MetaCommand::CancelMove { move_id },
+        MetaCommand::EndCancelledMove { move_id, at },
+        MetaCommand::FinishMove { move_id, at },
+        MetaCommand::FinishMove {
+            move_id: MoveId(2),
+            at,
+        },
+        MetaCommand::SetPreferredLeaders {
+            leaders: vec![(ShardId(1), NodeId(2)), (ShardId(2), NodeId(3))],
+        },
+        MetaCommand::SetPolicy {
+            policy: Policy {
+                moves_max: 0,
+                ..Policy::default()
+            },
+            at,
+        },
+        MetaCommand::SetPolicy {
+            policy: Policy {
+                balance: false,
+                ..Policy::default()
+            },
+            at,
+        },
+        MetaCommand::RotateJoinToken {
+            token: JoinToken("other".to_owned()),
+            at,
+        },
+        drain(1, Standing::DRAINING_FOR_REMOVAL),
+        drain(2, Standing::DRAINING_FOR_REMOVAL),
+        drain(2, Standing::DRAINING_FOR_RESTART),
+        drain(3, Standing::Lost),
+        drain(4, Standing::Cordoned),
+        MetaCommand::ForgetNode {
+            node_id: NodeId(1),
+            at,
+        },
     ];
     let mut state = MetaState::default();
     let mut replies = vec![MetaReply::Refused(MetaRefusal::ClusterExists {
@@ -497,5 +581,7 @@ fn map_values_round_trip() {
     }
     for reply in replies {
         assert_eq!(MetaReply::decode(&reply.encode()).as_ref(), Ok(&reply));
+        let reply = Reply::Meta(reply);
+        assert_eq!(Reply::decode(&reply.encoded()).as_ref(), Ok(&reply));
     }
 }

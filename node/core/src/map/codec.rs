@@ -1,14 +1,22 @@
 //! The binary forms of the map, of the meta group's state, and of its commands and
 //! replies: a version byte, then the fields. They are on disk and cross nodes.
 
+mod commands;
+mod events;
+mod replies;
+
+use std::collections::BTreeMap;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    MapError, MetaCommand, MetaRefusal, MetaReply, MetaState, NodeInfo, Replica, ShardDescriptor,
-    ShardMap,
+    ConfigVersion, DrainPurpose, Event, JoinToken, MetaCommand, MetaReply, MetaState, Move, MoveId,
+    MoveReason, MoveStep, NodeInfo, Policy, Replica, ShardDescriptor, ShardMap, Standing,
 };
-use crate::codec::{Corrupt, Reader, put_bytes, put_varint};
-use crate::ids::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
+use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
+use crate::ids::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange, TimestampMs};
+use crate::placement::Zone;
+use crate::records::{read_option, write_option};
 
 /// The version that is written, and the only one so far.
 const VERSION: u8 = 1;
@@ -81,6 +89,9 @@ impl NodeInfo {
         put_text(out, &self.identity);
         put_text(out, &self.client_address);
         put_text(out, &self.peer_address);
+        put_text(out, &self.zone.0);
+        put_varint(out, u64::from(self.weight));
+        put_varint(out, self.capacity_bytes);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
@@ -89,6 +100,9 @@ impl NodeInfo {
             identity: reader.text()?,
             client_address: reader.text()?,
             peer_address: reader.text()?,
+            zone: Zone(reader.text()?),
+            weight: reader.varint32()?,
+            capacity_bytes: reader.varint()?,
         })
     }
 }
@@ -157,194 +171,228 @@ impl ShardMap {
     }
 }
 
+impl Standing {
+    fn write(self, out: &mut BytesMut) {
+        out.put_u8(match self {
+            Standing::Active => 1,
+            Standing::Cordoned => 2,
+            Standing::Draining {
+                purpose: DrainPurpose::Restart,
+            } => 3,
+            Standing::Draining {
+                purpose: DrainPurpose::Removal,
+            } => 4,
+            Standing::Lost => 5,
+        });
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(match reader.u8()? {
+            1 => Standing::Active,
+            2 => Standing::Cordoned,
+            3 => Standing::DRAINING_FOR_RESTART,
+            4 => Standing::DRAINING_FOR_REMOVAL,
+            5 => Standing::Lost,
+            _ => return Err(reader.corrupt("a standing is unknown")),
+        })
+    }
+}
+
+impl Policy {
+    fn write(&self, out: &mut BytesMut) {
+        let Policy {
+            down_after_s,
+            failure_replacement_after_s,
+            moves_max,
+            moves_per_node_max,
+            lost_nodes_max,
+            balance,
+        } = *self;
+        for number in [
+            down_after_s,
+            failure_replacement_after_s,
+            moves_max,
+            moves_per_node_max,
+            lost_nodes_max,
+        ] {
+            put_varint(out, u64::from(number));
+        }
+        out.put_u8(u8::from(balance));
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Policy {
+            down_after_s: reader.varint32()?,
+            failure_replacement_after_s: reader.varint32()?,
+            moves_max: reader.varint32()?,
+            moves_per_node_max: reader.varint32()?,
+            lost_nodes_max: reader.varint32()?,
+            balance: reader.flag()?,
+        })
+    }
+}
+
+impl ConfigVersion {
+    fn write(self, out: &mut BytesMut) {
+        put_varint(out, self.term);
+        put_varint(out, self.index);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(ConfigVersion {
+            term: reader.varint()?,
+            index: reader.varint()?,
+        })
+    }
+}
+
+impl MoveStep {
+    fn write(self, out: &mut BytesMut) {
+        match self {
+            MoveStep::CatchingUp => out.put_u8(1),
+            MoveStep::Switching { config } => {
+                out.put_u8(2);
+                config.write(out);
+            }
+            MoveStep::Cancelling => out.put_u8(3),
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(match reader.u8()? {
+            1 => MoveStep::CatchingUp,
+            2 => MoveStep::Switching {
+                config: ConfigVersion::read(reader)?,
+            },
+            3 => MoveStep::Cancelling,
+            _ => return Err(reader.corrupt("a move's step is unknown")),
+        })
+    }
+}
+
+impl MoveReason {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(match reader.u8()? {
+            1 => MoveReason::Repair,
+            2 => MoveReason::Drain,
+            3 => MoveReason::Balance,
+            4 => MoveReason::Asked,
+            _ => return Err(reader.corrupt("a move's reason is unknown")),
+        })
+    }
+}
+
+impl Move {
+    fn write(&self, out: &mut BytesMut) {
+        put_varint(out, self.move_id.0);
+        put_varint(out, u64::from(self.shard_id.0));
+        for replica in [&self.add, &self.remove] {
+            write_option(out, replica.as_ref(), |replica, out| replica.write(out));
+        }
+        put_varint(out, self.preferred_leader.0);
+        self.step.write(out);
+        out.put_u8(self.reason as u8);
+        put_signed(out, self.started_at.0);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Move {
+            move_id: MoveId(reader.varint()?),
+            shard_id: ShardId(reader.varint32()?),
+            add: read_option(reader, Replica::read)?,
+            remove: read_option(reader, Replica::read)?,
+            preferred_leader: NodeId(reader.varint()?),
+            step: MoveStep::read(reader)?,
+            reason: MoveReason::read(reader)?,
+            started_at: TimestampMs(reader.signed()?),
+        })
+    }
+}
+
+fn write_list<T>(out: &mut BytesMut, items: &[T], write: impl Fn(&T, &mut BytesMut)) {
+    put_varint(out, items.len() as u64);
+    for item in items {
+        write(item, out);
+    }
+}
+
+fn write_node(out: &mut BytesMut, node: Option<NodeId>) {
+    write_option(out, node.as_ref(), |node, out| put_varint(out, node.0));
+}
+
+fn read_node_id(reader: &mut Reader<'_>) -> Result<NodeId, Corrupt> {
+    Ok(NodeId(reader.varint()?))
+}
+
 impl MetaState {
     fn write(&self, out: &mut BytesMut) {
-        put_text(out, &self.cluster_id);
-        put_text(out, &self.cluster_name);
-        put_varint(out, u64::from(self.replication_factor));
-        put_varint(out, self.next_replica_id.0);
-        self.map.write(out);
+        let MetaState {
+            cluster_id,
+            cluster_name,
+            join_token,
+            replication_factor,
+            next_replica_id,
+            next_node_id,
+            next_move_id,
+            policy,
+            map,
+            standings,
+            moves,
+            events,
+        } = self;
+        put_text(out, cluster_id);
+        put_text(out, cluster_name);
+        put_text(out, &join_token.0);
+        put_varint(out, u64::from(*replication_factor));
+        put_varint(out, next_replica_id.0);
+        put_varint(out, next_node_id.0);
+        put_varint(out, next_move_id.0);
+        policy.write(out);
+        map.write(out);
+        put_varint(out, standings.len() as u64);
+        for (node_id, standing) in standings {
+            put_varint(out, node_id.0);
+            standing.write(out);
+        }
+        put_varint(out, moves.len() as u64);
+        for running in moves.values() {
+            running.write(out);
+        }
+        put_varint(out, events.len() as u64);
+        for event in events {
+            event.write(out);
+        }
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(MetaState {
+        let state = MetaState {
             cluster_id: reader.text()?,
             cluster_name: reader.text()?,
+            join_token: JoinToken(reader.text()?),
             replication_factor: reader.varint32()?,
             next_replica_id: ReplicaId(reader.varint()?),
+            next_node_id: NodeId(reader.varint()?),
+            next_move_id: MoveId(reader.varint()?),
+            policy: Policy::read(reader)?,
             map: ShardMap::read(reader)?,
-        })
+            standings: read_list(reader, |reader| {
+                Ok((read_node_id(reader)?, Standing::read(reader)?))
+            })?
+            .into_iter()
+            .collect(),
+            moves: read_moves(reader)?,
+            events: read_list(reader, Event::read)?.into(),
+        };
+        let registered = state.map.nodes.iter().map(|node| node.node_id);
+        if !registered.eq(state.standings.keys().copied()) {
+            return Err(reader.corrupt("nodes and standings differ"));
+        }
+        Ok(state)
     }
 }
 
-impl MetaCommand {
-    fn write(&self, out: &mut BytesMut) {
-        match self {
-            MetaCommand::CreateCluster {
-                cluster_id,
-                cluster_name,
-                shards,
-                replication_factor,
-                nodes,
-            } => {
-                out.put_u8(1);
-                put_text(out, cluster_id);
-                put_text(out, cluster_name);
-                put_varint(out, u64::from(*shards));
-                put_varint(out, u64::from(*replication_factor));
-                put_varint(out, nodes.len() as u64);
-                for node in nodes {
-                    node.write(out);
-                }
-            }
-            MetaCommand::UpdateNode { node } => {
-                out.put_u8(2);
-                node.write(out);
-            }
-        }
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(match reader.u8()? {
-            1 => MetaCommand::CreateCluster {
-                cluster_id: reader.text()?,
-                cluster_name: reader.text()?,
-                shards: reader.varint32()?,
-                replication_factor: reader.varint32()?,
-                nodes: read_list(reader, NodeInfo::read)?,
-            },
-            2 => MetaCommand::UpdateNode {
-                node: NodeInfo::read(reader)?,
-            },
-            _ => return Err(reader.corrupt("the command is unknown")),
-        })
-    }
-}
-
-impl MetaReply {
-    fn write(&self, out: &mut BytesMut) {
-        match self {
-            MetaReply::Created { existed, epoch } => {
-                out.put_u8(1);
-                out.put_u8(u8::from(*existed));
-                put_varint(out, epoch.0);
-            }
-            MetaReply::Updated { changed, epoch } => {
-                out.put_u8(2);
-                out.put_u8(u8::from(*changed));
-                put_varint(out, epoch.0);
-            }
-            MetaReply::Refused(refusal) => {
-                out.put_u8(3);
-                refusal.write(out);
-            }
-        }
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(match reader.u8()? {
-            1 => MetaReply::Created {
-                existed: reader.flag()?,
-                epoch: Epoch(reader.varint()?),
-            },
-            2 => MetaReply::Updated {
-                changed: reader.flag()?,
-                epoch: Epoch(reader.varint()?),
-            },
-            3 => MetaReply::Refused(MetaRefusal::read(reader)?),
-            _ => return Err(reader.corrupt("the reply is unknown")),
-        })
-    }
-}
-
-impl MetaRefusal {
-    fn write(&self, out: &mut BytesMut) {
-        match self {
-            MetaRefusal::ClusterExists { cluster_id } => {
-                out.put_u8(1);
-                put_text(out, cluster_id);
-            }
-            MetaRefusal::NoCluster => out.put_u8(2),
-            MetaRefusal::EmptyClusterId => out.put_u8(3),
-            MetaRefusal::UnknownNode { node_id } => {
-                out.put_u8(4);
-                put_varint(out, node_id.0);
-            }
-            MetaRefusal::IdentityMismatch { node_id } => {
-                out.put_u8(5);
-                put_varint(out, node_id.0);
-            }
-            MetaRefusal::Map(error) => {
-                out.put_u8(6);
-                error.write(out);
-            }
-        }
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(match reader.u8()? {
-            1 => MetaRefusal::ClusterExists {
-                cluster_id: reader.text()?,
-            },
-            2 => MetaRefusal::NoCluster,
-            3 => MetaRefusal::EmptyClusterId,
-            4 => MetaRefusal::UnknownNode {
-                node_id: NodeId(reader.varint()?),
-            },
-            5 => MetaRefusal::IdentityMismatch {
-                node_id: NodeId(reader.varint()?),
-            },
-            6 => MetaRefusal::Map(MapError::read(reader)?),
-            _ => return Err(reader.corrupt("the refusal is unknown")),
-        })
-    }
-}
-
-impl MapError {
-    fn write(&self, out: &mut BytesMut) {
-        match self {
-            MapError::NoNodes => out.put_u8(1),
-            MapError::TooManyNodes { max, actual } => {
-                out.put_u8(2);
-                put_varint(out, *max as u64);
-                put_varint(out, *actual as u64);
-            }
-            MapError::DuplicateNode { node_id } => {
-                out.put_u8(3);
-                put_varint(out, node_id.0);
-            }
-            MapError::ShardsOutOfRange { max, actual } => {
-                out.put_u8(4);
-                put_varint(out, u64::from(*max));
-                put_varint(out, u64::from(*actual));
-            }
-            MapError::ReplicationOutOfRange { nodes, actual } => {
-                out.put_u8(5);
-                put_varint(out, *nodes as u64);
-                put_varint(out, u64::from(*actual));
-            }
-        }
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(match reader.u8()? {
-            1 => MapError::NoNodes,
-            2 => MapError::TooManyNodes {
-                max: read_size(reader)?,
-                actual: read_size(reader)?,
-            },
-            3 => MapError::DuplicateNode {
-                node_id: NodeId(reader.varint()?),
-            },
-            4 => MapError::ShardsOutOfRange {
-                max: reader.varint32()?,
-                actual: reader.varint32()?,
-            },
-            5 => MapError::ReplicationOutOfRange {
-                nodes: read_size(reader)?,
-                actual: reader.varint32()?,
-            },
-            _ => return Err(reader.corrupt("the map error is unknown")),
-        })
-    }
+fn read_moves(reader: &mut Reader<'_>) -> Result<BTreeMap<ShardId, Move>, Corrupt> {
+    let moves = read_list(reader, Move::read)?;
+    let by_shard = moves.into_iter().map(|running| (running.shard_id, running));
+    Ok(by_shard.collect())
 }

@@ -1,11 +1,19 @@
-//! The meta group's state machine: creating the cluster and keeping its nodes' addresses.
+//! The meta group's state machine: what it keeps, what changes it, and what it answers.
 //!
-//! Invariants: a cluster is created once; a node's identity never changes.
+//! Invariants: a cluster is created once; `epoch` grows with every change of the map, of a
+//! standing, and with every start and end of a move; a refused command changes nothing.
+//! Those of the parts are with them, in `registry` and `moves`.
 
-use thiserror::Error;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::{MapError, NodeInfo, ShardMap, initial_map};
-use crate::ids::{Epoch, NodeId, ReplicaId};
+use super::events::{self, Event, EventKind};
+use super::first::checked_map;
+use super::moves::{self, Asked, ConfigVersion, Move, MoveId, MoveReason};
+use super::policy::Policy;
+use super::refusal::MetaRefusal;
+use super::registry::{self, JOIN_TOKEN_BYTES_MAX, JoinToken, Standing, check_node, check_text};
+use super::{NODE_TEXT_BYTES_MAX, NodeInfo, ShardDescriptor, ShardMap};
+use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 
 /// What the meta group keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,12 +22,26 @@ pub struct MetaState {
     pub cluster_id: String,
     /// For people.
     pub cluster_name: String,
+    /// What a node must know to join.
+    pub join_token: JoinToken,
     /// Replicas of a shard.
     pub replication_factor: u32,
     /// The next replica's id.
     pub next_replica_id: ReplicaId,
+    /// The next node's number.
+    pub next_node_id: NodeId,
+    /// The next move's number.
+    pub next_move_id: MoveId,
+    /// What operators set.
+    pub policy: Policy,
     /// Where everything is.
     pub map: ShardMap,
+    /// What each node of the map may be used for.
+    pub standings: BTreeMap<NodeId, Standing>,
+    /// What is on its way, by shard.
+    pub moves: BTreeMap<ShardId, Move>,
+    /// What happened, oldest first; at most [`EVENTS_MAX`](super::EVENTS_MAX).
+    pub events: VecDeque<Event>,
 }
 
 impl MetaState {
@@ -27,9 +49,26 @@ impl MetaState {
     pub fn exists(&self) -> bool {
         !self.cluster_id.is_empty()
     }
+
+    pub(super) fn next_epoch(&mut self) -> Epoch {
+        self.map.epoch = Epoch(self.map.epoch.0 + 1);
+        self.map.epoch
+    }
+
+    pub(super) fn record(&mut self, at: TimestampMs, what: EventKind) {
+        events::record(&mut self.events, at, what);
+    }
+
+    pub(super) fn updated(&self, changed: bool) -> MetaReply {
+        MetaReply::Updated {
+            changed,
+            epoch: self.map.epoch,
+        }
+    }
 }
 
-/// A change of the meta group's state.
+/// A change of the meta group's state. Each may be proposed any number of times: once it
+/// has been applied, it does nothing more, or is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetaCommand {
     /// Creates the cluster, once.
@@ -38,17 +77,121 @@ pub enum MetaCommand {
         cluster_id: String,
         /// For people.
         cluster_name: String,
-        /// How many shards.
-        shards: u32,
+        /// What further nodes must know to join; empty when none may.
+        join_token: JoinToken,
         /// Replicas of a shard.
         replication_factor: u32,
         /// The first nodes.
         nodes: Vec<NodeInfo>,
+        /// The first shards, as [`initial_map`](super::initial_map) lays them out. Carried
+        /// here so that all versions of the solver agree.
+        shards: Vec<ShardDescriptor>,
+        /// The proposer's clock.
+        at: TimestampMs,
     },
-    /// Keeps a node's new addresses.
+    /// Keeps what a node says of itself: addresses, zone, weight, capacity. Never changes
+    /// its standing.
     UpdateNode {
         /// The node as it is now; its identity must be the one that is known.
         node: NodeInfo,
+    },
+    /// Gives a new node a number; the same identity always gets the same. A node at the
+    /// address of another one has replaced it, which is lost then.
+    JoinNode {
+        /// The node; its number is ignored.
+        node: NodeInfo,
+        /// What it knows.
+        token: JoinToken,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Makes the old join token worthless.
+    RotateJoinToken {
+        /// The new one; empty when none may join.
+        token: JoinToken,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Sets what the steering may do.
+    SetPolicy {
+        /// All of it.
+        policy: Policy,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Says what a node may be used for.
+    SetStanding {
+        /// The node.
+        node_id: NodeId,
+        /// What it may be used for.
+        standing: Standing,
+        /// Even when too few nodes are left, or too many are lost.
+        forced: bool,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Takes a node that is drained or lost, and holds nothing, out of the registry.
+    ForgetNode {
+        /// The node.
+        node_id: NodeId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Says which nodes are to lead shards, all or none of them.
+    SetPreferredLeaders {
+        /// Shards, and nodes that have a replica of them.
+        leaders: Vec<(ShardId, NodeId)>,
+    },
+    /// Starts to move a replica.
+    StartMove {
+        /// The shard.
+        shard_id: ShardId,
+        /// The node that gets a replica.
+        to: Option<NodeId>,
+        /// The node that loses its replica.
+        from: Option<NodeId>,
+        /// The shard's preferred leader when it is finished.
+        preferred_leader: NodeId,
+        /// Why.
+        reason: MoveReason,
+        /// Of the map that the decision was made on; refused when it is another by now.
+        epoch: Epoch,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// The new replica has caught up: the voters may be changed.
+    SwitchMove {
+        /// The move.
+        move_id: MoveId,
+        /// The group's configuration, from which alone they may be changed.
+        config: ConfigVersion,
+    },
+    /// The voters can no longer be changed from the configuration that the switch named: the
+    /// group has another one, with the old voters.
+    RewindMove {
+        /// The move.
+        move_id: MoveId,
+        /// What the switch named.
+        config: ConfigVersion,
+    },
+    /// Gives up a move that is catching up.
+    CancelMove {
+        /// The move.
+        move_id: MoveId,
+    },
+    /// The group has the new voters: the map gets them.
+    FinishMove {
+        /// The move.
+        move_id: MoveId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// The group is rid of the learner of a move that is being cancelled.
+    EndCancelledMove {
+        /// The move.
+        move_id: MoveId,
+        /// The proposer's clock.
+        at: TimestampMs,
     },
 }
 
@@ -62,10 +205,28 @@ pub enum MetaReply {
         /// The map's epoch now.
         epoch: Epoch,
     },
-    /// The node's addresses are as given.
+    /// It is as asked for.
     Updated {
-        /// False when they were so already.
+        /// False when it was so already.
         changed: bool,
+        /// The map's epoch now.
+        epoch: Epoch,
+    },
+    /// The node has a number.
+    Joined {
+        /// The number.
+        node_id: NodeId,
+        /// True when it had it already.
+        existed: bool,
+        /// The map's epoch now.
+        epoch: Epoch,
+    },
+    /// The move runs.
+    MoveStarted {
+        /// Its number.
+        move_id: MoveId,
+        /// True when it ran already.
+        existed: bool,
         /// The map's epoch now.
         epoch: Epoch,
     },
@@ -73,68 +234,86 @@ pub enum MetaReply {
     Refused(MetaRefusal),
 }
 
-/// Why a [`MetaCommand`] changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum MetaRefusal {
-    /// Another cluster exists.
-    #[error("the cluster {cluster_id} exists already; a live cluster cannot be created again")]
-    ClusterExists {
-        /// Its id.
-        cluster_id: String,
-    },
-    /// There is no cluster yet.
-    #[error("there is no cluster yet; create it first")]
-    NoCluster,
-    /// The new cluster has no id.
-    #[error("the cluster id is empty; choose one")]
-    EmptyClusterId,
-    /// No node has this number.
-    #[error("node {node_id} is not in the cluster; add it first")]
-    UnknownNode {
-        /// The number.
-        node_id: NodeId,
-    },
-    /// The node has another disk than the one that is known.
-    #[error(
-        "node {node_id} has another identity than before; its disk was lost or replaced, so remove the node and add it anew"
-    )]
-    IdentityMismatch {
-        /// The number.
-        node_id: NodeId,
-    },
-    /// There is no map for these numbers.
-    #[error("the cluster cannot be laid out: {0}")]
-    Map(#[from] MapError),
-}
-
 /// Applies one command. Deterministic; a refused one changes nothing.
 pub fn apply_meta(state: &mut MetaState, command: MetaCommand) -> MetaReply {
-    let applied = match command {
+    let create = matches!(command, MetaCommand::CreateCluster { .. });
+    if !create && !state.exists() {
+        return MetaReply::Refused(MetaRefusal::NoCluster);
+    }
+    apply(state, command).unwrap_or_else(MetaReply::Refused)
+}
+
+fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaRefusal> {
+    match command {
         MetaCommand::CreateCluster {
             cluster_id,
             cluster_name,
-            shards,
+            join_token,
             replication_factor,
             nodes,
+            shards,
+            at,
         } => {
             if cluster_id.is_empty() {
-                Err(MetaRefusal::EmptyClusterId)
-            } else if state.exists() {
-                existing(state, &cluster_id)
-            } else {
-                create(
-                    state,
-                    cluster_id,
-                    cluster_name,
-                    shards,
-                    replication_factor,
-                    &nodes,
-                )
+                return Err(MetaRefusal::EmptyClusterId);
             }
+            if state.exists() {
+                return existing(state, &cluster_id);
+            }
+            let made = create(
+                cluster_id,
+                cluster_name,
+                join_token,
+                nodes,
+                shards,
+                replication_factor,
+            );
+            *state = made?;
+            state.record(at, EventKind::ClusterCreated);
+            Ok(MetaReply::Created {
+                existed: false,
+                epoch: state.map.epoch,
+            })
         }
-        MetaCommand::UpdateNode { node } => update_node(state, node),
-    };
-    applied.unwrap_or_else(MetaReply::Refused)
+        MetaCommand::UpdateNode { node } => registry::update(state, node),
+        MetaCommand::JoinNode { node, token, at } => registry::join(state, node, &token, at),
+        MetaCommand::RotateJoinToken { token, at } => rotate(state, token, at),
+        MetaCommand::SetPolicy { policy, at } => set_policy(state, policy, at),
+        MetaCommand::SetStanding {
+            node_id,
+            standing,
+            forced,
+            at,
+        } => registry::set_standing(state, node_id, standing, forced, at),
+        MetaCommand::ForgetNode { node_id, at } => registry::forget(state, node_id, at),
+        MetaCommand::SetPreferredLeaders { leaders } => {
+            moves::set_preferred_leaders(state, &leaders)
+        }
+        MetaCommand::StartMove {
+            shard_id,
+            to,
+            from,
+            preferred_leader,
+            reason,
+            epoch,
+            at,
+        } => {
+            let asked = Asked {
+                shard_id,
+                to,
+                from,
+                preferred_leader,
+                reason,
+                epoch,
+            };
+            moves::start(state, &asked, at)
+        }
+        MetaCommand::SwitchMove { move_id, config } => moves::switch(state, move_id, config),
+        MetaCommand::RewindMove { move_id, config } => moves::rewind(state, move_id, config),
+        MetaCommand::CancelMove { move_id } => moves::cancel(state, move_id),
+        MetaCommand::FinishMove { move_id, at } => moves::finish(state, move_id, at),
+        MetaCommand::EndCancelledMove { move_id, at } => moves::end_cancelled(state, move_id, at),
+    }
 }
 
 fn existing(state: &MetaState, cluster_id: &str) -> Result<MetaReply, MetaRefusal> {
@@ -150,73 +329,105 @@ fn existing(state: &MetaState, cluster_id: &str) -> Result<MetaReply, MetaRefusa
 }
 
 fn create(
-    state: &mut MetaState,
     cluster_id: String,
     cluster_name: String,
-    shards: u32,
+    join_token: JoinToken,
+    nodes: Vec<NodeInfo>,
+    shards: Vec<ShardDescriptor>,
     replication_factor: u32,
-    nodes: &[NodeInfo],
-) -> Result<MetaReply, MetaRefusal> {
-    let map = initial_map(nodes, shards, replication_factor)?;
-    let epoch = map.epoch;
+) -> Result<MetaState, MetaRefusal> {
+    check_text(&cluster_id, NODE_TEXT_BYTES_MAX)?;
+    check_text(&cluster_name, NODE_TEXT_BYTES_MAX)?;
+    check_text(&join_token.0, JOIN_TOKEN_BYTES_MAX)?;
+    let map = checked_map(nodes, shards, replication_factor)?;
+    let mut identities = std::collections::BTreeSet::new();
+    for node in &map.nodes {
+        check_node(node)?;
+        let node_id = node.node_id;
+        if !identities.insert(&node.identity) || node_id.0 == u64::MAX {
+            return Err(MetaRefusal::IdentityTaken { node_id });
+        }
+    }
+    let last_node = map.nodes.last().map_or(0, |node| node.node_id.0);
     let replicas = map.shards.iter().flat_map(|shard| &shard.replicas);
-    let last_replica_id = replicas.map(|replica| replica.replica_id.0).max();
-    *state = MetaState {
+    let last_replica = replicas.map(|replica| replica.replica_id.0).max();
+    let active = map
+        .nodes
+        .iter()
+        .map(|node| (node.node_id, Standing::Active));
+    Ok(MetaState {
         cluster_id,
         cluster_name,
+        join_token,
         replication_factor,
-        next_replica_id: ReplicaId(last_replica_id.unwrap_or(0) + 1),
+        next_replica_id: ReplicaId(last_replica.unwrap_or(0) + 1),
+        next_node_id: NodeId(last_node + 1),
+        next_move_id: MoveId(1),
+        policy: Policy::default(),
+        standings: active.collect(),
         map,
-    };
-    Ok(MetaReply::Created {
-        existed: false,
-        epoch,
+        moves: BTreeMap::new(),
+        events: VecDeque::new(),
     })
 }
 
-fn update_node(state: &mut MetaState, node: NodeInfo) -> Result<MetaReply, MetaRefusal> {
-    if !state.exists() {
-        return Err(MetaRefusal::NoCluster);
-    }
-    let node_id = node.node_id;
-    let nodes = &mut state.map.nodes;
-    let Some(known) = nodes.iter_mut().find(|known| known.node_id == node_id) else {
-        return Err(MetaRefusal::UnknownNode { node_id });
-    };
-    if known.identity != node.identity {
-        return Err(MetaRefusal::IdentityMismatch { node_id });
-    }
-    let changed = *known != node;
+fn rotate(
+    state: &mut MetaState,
+    token: JoinToken,
+    at: TimestampMs,
+) -> Result<MetaReply, MetaRefusal> {
+    check_text(&token.0, JOIN_TOKEN_BYTES_MAX)?;
+    let changed = state.join_token != token;
     if changed {
-        *known = node;
-        state.map.epoch = Epoch(state.map.epoch.0 + 1);
+        state.join_token = token;
+        state.record(at, EventKind::JoinTokenRotated);
     }
-    Ok(MetaReply::Updated {
-        changed,
-        epoch: state.map.epoch,
-    })
+    Ok(state.updated(changed))
+}
+
+fn set_policy(
+    state: &mut MetaState,
+    policy: Policy,
+    at: TimestampMs,
+) -> Result<MetaReply, MetaRefusal> {
+    policy.validate()?;
+    let changed = state.policy != policy;
+    if changed {
+        state.policy = policy;
+        state.record(at, EventKind::PolicyChanged);
+        state.next_epoch();
+    }
+    Ok(state.updated(changed))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::map::{MapError, initial_map};
+    use crate::placement::Zone;
 
     fn node(id: u64) -> NodeInfo {
         NodeInfo {
             node_id: NodeId(id),
             identity: format!("identity-{id}"),
             client_address: "127.0.0.1:7000".to_owned(),
-            peer_address: "127.0.0.1:8000".to_owned(),
+            peer_address: format!("127.0.0.1:{}", 8000 + id),
+            zone: Zone::default(),
+            weight: 1,
+            capacity_bytes: u64::MAX,
         }
     }
 
     fn create_command(cluster_id: &str) -> MetaCommand {
+        let nodes = vec![node(1), node(2), node(3)];
         MetaCommand::CreateCluster {
             cluster_id: cluster_id.to_owned(),
             cluster_name: "demo".to_owned(),
-            shards: 4,
+            join_token: JoinToken("secret".to_owned()),
             replication_factor: 3,
-            nodes: vec![node(1), node(2), node(3)],
+            shards: initial_map(&nodes, 4, 3).expect("a map").shards,
+            nodes,
+            at: TimestampMs(1),
         }
     }
 
@@ -251,9 +462,11 @@ mod tests {
         let command = MetaCommand::CreateCluster {
             cluster_id: "one".to_owned(),
             cluster_name: String::new(),
-            shards: 4,
+            join_token: JoinToken::default(),
+            shards: initial_map(&[node(1)], 4, 1).expect("a map").shards,
             replication_factor: 4,
             nodes: vec![node(1)],
+            at: TimestampMs(1),
         };
         let refused = MetaRefusal::Map(MapError::ReplicationOutOfRange {
             nodes: 1,

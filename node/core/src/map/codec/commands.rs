@@ -1,0 +1,204 @@
+//! The binary forms of the meta group's commands: a tag, then the fields in order.
+
+use bytes::{BufMut, BytesMut};
+
+use super::{put_text, read_list, read_node_id, write_list, write_node};
+use crate::codec::{Corrupt, Reader, put_signed, put_varint};
+use crate::ids::{Epoch, NodeId, ShardId, TimestampMs};
+use crate::map::{
+    ConfigVersion, JoinToken, MetaCommand, MoveId, MoveReason, NodeInfo, Policy, ShardDescriptor,
+    Standing,
+};
+use crate::records::read_option;
+
+fn write_leaders(out: &mut BytesMut, leaders: &[(ShardId, NodeId)]) {
+    put_varint(out, leaders.len() as u64);
+    for (shard_id, node_id) in leaders {
+        put_varint(out, u64::from(shard_id.0));
+        put_varint(out, node_id.0);
+    }
+}
+
+fn read_leader(reader: &mut Reader<'_>) -> Result<(ShardId, NodeId), Corrupt> {
+    Ok((ShardId(reader.varint32()?), read_node_id(reader)?))
+}
+
+impl MetaCommand {
+    pub(super) fn write(&self, out: &mut BytesMut) {
+        match self {
+            MetaCommand::CreateCluster {
+                cluster_id,
+                cluster_name,
+                join_token,
+                replication_factor,
+                nodes,
+                shards,
+                at,
+            } => {
+                out.put_u8(1);
+                put_text(out, cluster_id);
+                put_text(out, cluster_name);
+                put_text(out, &join_token.0);
+                put_varint(out, u64::from(*replication_factor));
+                write_list(out, nodes, NodeInfo::write);
+                write_list(out, shards, ShardDescriptor::write);
+                put_signed(out, at.0);
+            }
+            MetaCommand::UpdateNode { node } => {
+                out.put_u8(2);
+                node.write(out);
+            }
+            MetaCommand::JoinNode { node, token, at } => {
+                out.put_u8(3);
+                node.write(out);
+                put_text(out, &token.0);
+                put_signed(out, at.0);
+            }
+            MetaCommand::RotateJoinToken { token, at } => {
+                out.put_u8(4);
+                put_text(out, &token.0);
+                put_signed(out, at.0);
+            }
+            MetaCommand::SetPolicy { policy, at } => {
+                out.put_u8(5);
+                policy.write(out);
+                put_signed(out, at.0);
+            }
+            MetaCommand::SetStanding {
+                node_id,
+                standing,
+                forced,
+                at,
+            } => {
+                out.put_u8(6);
+                put_varint(out, node_id.0);
+                standing.write(out);
+                out.put_u8(u8::from(*forced));
+                put_signed(out, at.0);
+            }
+            MetaCommand::ForgetNode { node_id, at } => {
+                out.put_u8(7);
+                put_varint(out, node_id.0);
+                put_signed(out, at.0);
+            }
+            MetaCommand::SetPreferredLeaders { leaders } => {
+                out.put_u8(8);
+                write_leaders(out, leaders);
+            }
+            MetaCommand::StartMove {
+                shard_id,
+                to,
+                from,
+                preferred_leader,
+                reason,
+                epoch,
+                at,
+            } => {
+                out.put_u8(9);
+                put_varint(out, u64::from(shard_id.0));
+                write_node(out, *to);
+                write_node(out, *from);
+                put_varint(out, preferred_leader.0);
+                out.put_u8(*reason as u8);
+                put_varint(out, epoch.0);
+                put_signed(out, at.0);
+            }
+            MetaCommand::SwitchMove { move_id, config } => {
+                out.put_u8(10);
+                put_varint(out, move_id.0);
+                config.write(out);
+            }
+            MetaCommand::RewindMove { move_id, config } => {
+                out.put_u8(11);
+                put_varint(out, move_id.0);
+                config.write(out);
+            }
+            MetaCommand::CancelMove { move_id } => {
+                out.put_u8(12);
+                put_varint(out, move_id.0);
+            }
+            MetaCommand::FinishMove { move_id, at } => {
+                out.put_u8(13);
+                put_varint(out, move_id.0);
+                put_signed(out, at.0);
+            }
+            MetaCommand::EndCancelledMove { move_id, at } => {
+                out.put_u8(14);
+                put_varint(out, move_id.0);
+                put_signed(out, at.0);
+            }
+        }
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(match reader.u8()? {
+            1 => MetaCommand::CreateCluster {
+                cluster_id: reader.text()?,
+                cluster_name: reader.text()?,
+                join_token: JoinToken(reader.text()?),
+                replication_factor: reader.varint32()?,
+                nodes: read_list(reader, NodeInfo::read)?,
+                shards: read_list(reader, ShardDescriptor::read)?,
+                at: TimestampMs(reader.signed()?),
+            },
+            2 => MetaCommand::UpdateNode {
+                node: NodeInfo::read(reader)?,
+            },
+            3 => MetaCommand::JoinNode {
+                node: NodeInfo::read(reader)?,
+                token: JoinToken(reader.text()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            4 => MetaCommand::RotateJoinToken {
+                token: JoinToken(reader.text()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            5 => MetaCommand::SetPolicy {
+                policy: Policy::read(reader)?,
+                at: TimestampMs(reader.signed()?),
+            },
+            6 => MetaCommand::SetStanding {
+                node_id: read_node_id(reader)?,
+                standing: Standing::read(reader)?,
+                forced: reader.flag()?,
+                at: TimestampMs(reader.signed()?),
+            },
+            7 => MetaCommand::ForgetNode {
+                node_id: read_node_id(reader)?,
+                at: TimestampMs(reader.signed()?),
+            },
+            8 => MetaCommand::SetPreferredLeaders {
+                leaders: read_list(reader, read_leader)?,
+            },
+            9 => MetaCommand::StartMove {
+                shard_id: ShardId(reader.varint32()?),
+                to: read_option(reader, read_node_id)?,
+                from: read_option(reader, read_node_id)?,
+                preferred_leader: read_node_id(reader)?,
+                reason: MoveReason::read(reader)?,
+                epoch: Epoch(reader.varint()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            10 => MetaCommand::SwitchMove {
+                move_id: MoveId(reader.varint()?),
+                config: ConfigVersion::read(reader)?,
+            },
+            11 => MetaCommand::RewindMove {
+                move_id: MoveId(reader.varint()?),
+                config: ConfigVersion::read(reader)?,
+            },
+            12 => MetaCommand::CancelMove {
+                move_id: MoveId(reader.varint()?),
+            },
+            13 => MetaCommand::FinishMove {
+                move_id: MoveId(reader.varint()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            14 => MetaCommand::EndCancelledMove {
+                move_id: MoveId(reader.varint()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            _ => return Err(reader.corrupt("the command is unknown")),
+        })
+    }
+}
