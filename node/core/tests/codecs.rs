@@ -495,7 +495,11 @@ fn map_values_round_trip() {
         epoch: Epoch(epoch),
         at,
     };
-    let config = ConfigVersion { term: 3, index: 9 };
+    let config = ConfigVersion {
+        term: 3,
+        leader: ReplicaId(5),
+        index: 9,
+    };
     let drain = |id, standing| MetaCommand::SetStanding {
         node_id: NodeId(id),
         standing,

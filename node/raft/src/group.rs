@@ -28,7 +28,7 @@ use openraft::raft::ClientWriteResult;
 use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
 
-pub use control::{MembershipError, TransferError};
+pub use control::{MemberChange, MembershipError, TransferError};
 pub use leadership::Leadership;
 pub use maintenance::{InstallError, MaintenanceError};
 pub use read::ReadRefused;

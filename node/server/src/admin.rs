@@ -19,11 +19,11 @@ use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
 use crate::gateway::errors::Failure;
-use crate::meta::META_SHARD;
 use crate::node::Node;
 use crate::peer::Client;
 use crate::peer::calls::CallError;
 use crate::shard::probe::{Probe, summarize};
+use carillon_core::map::META_SHARD;
 
 /// Replicas that do not tell their checksum within this are left out.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);

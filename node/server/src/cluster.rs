@@ -97,9 +97,19 @@ impl Cluster {
         self.replicas.write().insert(replica.shard(), replica);
     }
 
+    /// A replica here is about to be deleted; returns it.
+    pub fn remove_replica(&self, shard: ShardId) -> Option<Arc<Replica>> {
+        self.replicas.write().remove(&shard)
+    }
+
     /// The relay link to a node.
     pub fn relay(&self, node: NodeId) -> Option<Arc<Link>> {
         self.relays.read().get(&node).cloned()
+    }
+
+    /// A node is no longer of the cluster.
+    pub fn remove_relay(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.relays.write().remove(&node)
     }
 
     /// A link to a node exists.

@@ -1,7 +1,7 @@
 //! The configuration of a node: one TOML file, with environment overrides.
 //!
-//! Every field has a default but the four at the top and `initial_peers`. An unknown
-//! field is refused. An environment variable overrides a field: its name is
+//! Every field has a default but `cluster_name`, `data_dir` and `listen`, and either
+//! `node_id` with `initial_peers` or `join`. An unknown field is refused. An environment variable overrides a field: its name is
 //! `CARILLON_NODE__` and the path in upper case with `__` between the parts, for
 //! example `CARILLON_NODE__LISTEN__CLIENT=127.0.0.1:7401`.
 
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use carillon_core::ids::NodeId;
-use carillon_core::map::SHARDS_MAX;
-use carillon_core::placement::REPLICATION_FACTOR_MAX;
+use carillon_core::map::{NODE_TEXT_BYTES_MAX, NodeInfo, SHARDS_MAX};
+use carillon_core::placement::{REPLICATION_FACTOR_MAX, WEIGHT_MAX, Zone};
 use serde::Deserialize;
 
 /// What the environment overrides begin with.
@@ -21,7 +21,9 @@ const ENVIRONMENT_PREFIX: &str = "CARILLON_NODE";
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// This node's id in the cluster, from 1; never given to another node.
+    /// This node's id in the cluster, from 1; never given to another node. Left out when it
+    /// joins a cluster, which gives it one.
+    #[serde(default)]
     pub node_id: u64,
     /// The cluster's name, the same on all nodes; nodes of another name are refused.
     pub cluster_name: String,
@@ -33,8 +35,14 @@ pub struct Config {
     #[serde(default)]
     pub advertise: Advertise,
     /// The nodes that make the cluster together at its first start, this one among
-    /// them; the same list on all of them.
+    /// them; the same list on all of them. Left out when it joins a cluster.
+    #[serde(default)]
     pub initial_peers: Vec<InitialPeer>,
+    /// The cluster that this node joins, instead of making one.
+    pub join: Option<Join>,
+    /// What decides which replicas this node gets.
+    #[serde(default)]
+    pub placement: PlacementConfig,
     /// The shape of the cluster; read once, at its first start.
     #[serde(default)]
     pub cluster: ClusterShape,
@@ -93,6 +101,40 @@ pub struct InitialPeer {
     pub peer_address: String,
     /// Where clients reach it, `host:port`.
     pub client_address: String,
+}
+
+/// The cluster that a node joins.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// Where some of its nodes are reached by other nodes, `host:port`.
+    pub peers: Vec<String>,
+    /// What its operators give out: `carillon admin join-token`.
+    pub token: String,
+}
+
+/// What decides which replicas a node gets.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementConfig {
+    /// What the node fails together with. A shard's replicas are spread over as many zones as
+    /// there are. Default: none, all such nodes are in one.
+    pub zone: String,
+    /// The node's share of replicas relative to other nodes', 1 to 10000. Default: 100.
+    pub weight: u32,
+    /// Bytes that its replicas may take up; nothing new is put there beyond it. Default: no
+    /// limit.
+    pub capacity_bytes: Option<u64>,
+}
+
+impl Default for PlacementConfig {
+    fn default() -> Self {
+        Self {
+            zone: String::new(),
+            weight: 100,
+            capacity_bytes: None,
+        }
+    }
 }
 
 /// The shape of the cluster, replicated at its first start.
@@ -364,26 +406,26 @@ impl Config {
             .unwrap_or_else(|| self.listen.peer.to_string())
     }
 
-    fn validate(&self) -> Result<(), ConfigError> {
+    /// This node as the cluster's registry has it.
+    pub fn node_info(&self, identity: &str) -> NodeInfo {
+        NodeInfo {
+            node_id: self.node(),
+            identity: identity.to_owned(),
+            client_address: self.client_address(),
+            peer_address: self.peer_address(),
+            zone: Zone(self.placement.zone.clone()),
+            weight: self.placement.weight,
+            capacity_bytes: self.placement.capacity_bytes.unwrap_or(u64::MAX),
+        }
+    }
+
+    /// What holds for the nodes that make a cluster.
+    fn validate_founder(&self) -> Result<(), ConfigError> {
         let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
         if self.node_id == 0 {
-            return invalid("node_id", "is 0, but ids begin at 1".into());
-        }
-        if self.cluster_name.is_empty() || self.cluster_name.len() > 64 {
-            return invalid("cluster_name", "must have 1 to 64 bytes".into());
-        }
-        for (field, address) in [
-            ("listen.client", self.listen.client),
-            ("listen.peer", self.listen.peer),
-        ] {
-            if !address.ip().is_loopback() {
-                return invalid(
-                    field,
-                    format!(
-                        "{address} is not a loopback address, and nothing asks for credentials yet"
-                    ),
-                );
-            }
+            let problem = "is missing or 0, but ids begin at 1; a node that is to be given one \
+                           needs a section [join]";
+            return invalid("node_id", problem.into());
         }
         if !self
             .initial_peers
@@ -421,6 +463,55 @@ impl Config {
                     ids.len()
                 ),
             );
+        }
+        Ok(())
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
+        if let Some(join) = &self.join {
+            if self.node_id != 0 || !self.initial_peers.is_empty() {
+                let problem = "stands beside node_id or initial_peers; a node that joins a \
+                               cluster is given its id, and makes none";
+                return invalid("join", problem.into());
+            }
+            if join.peers.is_empty() {
+                return invalid("join.peers", "is empty; name a node of the cluster".into());
+            }
+            if join.token.is_empty() {
+                let problem = "is empty; carillon admin join-token shows the cluster's";
+                return invalid("join.token", problem.into());
+            }
+        } else {
+            self.validate_founder()?;
+        }
+        if !(1..=WEIGHT_MAX).contains(&self.placement.weight) {
+            return invalid(
+                "placement.weight",
+                format!("is {}, must be 1 to {WEIGHT_MAX}", self.placement.weight),
+            );
+        }
+        if self.placement.zone.len() > NODE_TEXT_BYTES_MAX {
+            return invalid(
+                "placement.zone",
+                format!("must have at most {NODE_TEXT_BYTES_MAX} bytes"),
+            );
+        }
+        if self.cluster_name.is_empty() || self.cluster_name.len() > 64 {
+            return invalid("cluster_name", "must have 1 to 64 bytes".into());
+        }
+        for (field, address) in [
+            ("listen.client", self.listen.client),
+            ("listen.peer", self.listen.peer),
+        ] {
+            if !address.ip().is_loopback() {
+                return invalid(
+                    field,
+                    format!(
+                        "{address} is not a loopback address, and nothing asks for credentials yet"
+                    ),
+                );
+            }
         }
         if let Err(error) = self.raft.group_options().validate() {
             return invalid("raft", error.to_string());

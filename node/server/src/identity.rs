@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use carillon_core::ids::NodeId;
 use carillon_core::map::{MetaState, NodeInfo, ShardMap};
+use carillon_core::placement::Zone;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{IdentifyRequest, IdentifyResponse};
 use carillon_store::Store;
@@ -35,6 +36,8 @@ const IDENTITY_RECORD: &[u8] = b"identity";
 const CLUSTER_RECORD: &[u8] = b"cluster";
 const NODE_RECORD: &[u8] = b"node";
 const FOUNDERS_RECORD: &[u8] = b"founders";
+/// The nodes that the cluster had when this one joined.
+const CONTACTS_RECORD: &[u8] = b"contacts";
 
 /// Between two rounds of asking the initial peers.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -102,8 +105,8 @@ pub enum IdentityError {
 
 /// See the file's head.
 pub struct Identity {
-    node: NodeId,
-    identity: String,
+    /// This node; what its configuration says of it.
+    own: NodeInfo,
     cluster_name: String,
     peers: BTreeMap<NodeId, String>,
     store: Store,
@@ -114,23 +117,8 @@ pub struct Identity {
 impl Identity {
     /// Reads the identity of the data directory, or makes it.
     pub fn open(store: Store, config: &Config) -> Result<Self, IdentityError> {
-        let text = |key: &'static [u8], name| -> Result<Option<String>, IdentityError> {
-            let Some(bytes) = store.meta_get(key)? else {
-                return Ok(None);
-            };
-            String::from_utf8(bytes.to_vec())
-                .map(Some)
-                .map_err(|_| IdentityError::Damaged(name))
-        };
-        let identity = match text(IDENTITY_RECORD, "identity")? {
-            Some(identity) => identity,
-            None => {
-                let identity = random_id();
-                store.meta_put(IDENTITY_RECORD, identity.as_bytes())?;
-                identity
-            }
-        };
-        match text(NODE_RECORD, "node")? {
+        let identity = data_identity(&store)?;
+        match text(&store, NODE_RECORD, "node")? {
             Some(found) if found != config.node_id.to_string() => {
                 return Err(IdentityError::OtherNode {
                     directory: config.data_dir.display().to_string(),
@@ -141,24 +129,17 @@ impl Identity {
             Some(_) => {}
             None => store.meta_put(NODE_RECORD, config.node_id.to_string().as_bytes())?,
         }
-        let founders = match store.meta_get(FOUNDERS_RECORD)? {
-            Some(bytes) => {
-                ShardMap::decode(&bytes)
-                    .map_err(|_| IdentityError::Damaged("founders"))?
-                    .nodes
-            }
-            None => Vec::new(),
-        };
-        let cluster_id = text(CLUSTER_RECORD, "cluster")?;
+        let founders = nodes(&store, FOUNDERS_RECORD, "founders")?;
+        let cluster_id = text(&store, CLUSTER_RECORD, "cluster")?;
+        let configured = config.initial_peers.iter();
+        let configured = configured.map(|peer| (NodeId(peer.node_id), peer.peer_address.clone()));
+        let contacts = nodes(&store, CONTACTS_RECORD, "contacts")?;
+        let contacts = contacts.into_iter();
+        let contacts = contacts.map(|node| (node.node_id, node.peer_address));
         Ok(Self {
-            node: config.node(),
-            identity,
+            own: config.node_info(&identity),
             cluster_name: config.cluster_name.clone(),
-            peers: config
-                .initial_peers
-                .iter()
-                .map(|peer| (NodeId(peer.node_id), peer.peer_address.clone()))
-                .collect(),
+            peers: configured.chain(contacts).collect(),
             store,
             cluster_id: RwLock::new(cluster_id),
             founders: RwLock::new(founders),
@@ -175,14 +156,18 @@ impl Identity {
         self.founders.read().clone()
     }
 
-    /// Where a peer is reached: what it registered, else what is configured.
+    /// The nodes that are known before there is a map, and where they are reached.
+    pub fn peers(&self) -> &BTreeMap<NodeId, String> {
+        &self.peers
+    }
+
+    /// Where a peer is reached: what it registered, before there is a map what is configured.
+    /// None when it is not of the cluster.
     pub fn peer_address(&self, peer: NodeId, meta: &MetaState) -> Option<String> {
-        meta.map
-            .nodes
-            .iter()
-            .find(|node| node.node_id == peer)
-            .map(|node| node.peer_address.clone())
-            .or_else(|| self.peers.get(&peer).cloned())
+        match meta.map.nodes.as_slice() {
+            [] => self.peers.get(&peer).cloned(),
+            _ => Some(meta.map.node(peer)?.peer_address.clone()),
+        }
     }
 
     /// Answers another node.
@@ -190,11 +175,14 @@ impl Identity {
         let founders = self.founders.read();
         let known = known(NodeId(request.node_id), meta, &founders);
         IdentifyResponse {
-            node_id: self.node.0,
-            identity: self.identity.clone(),
+            node_id: self.own.node_id.0,
+            identity: self.own.identity.clone(),
             cluster_id: self.cluster_id().unwrap_or_default(),
             cluster_name: self.cluster_name.clone(),
             known_identity: known.map(|node| node.identity.clone()).unwrap_or_default(),
+            zone: self.own.zone.0.clone(),
+            weight: self.own.weight,
+            capacity_bytes: self.own.capacity_bytes,
         }
     }
 
@@ -202,8 +190,8 @@ impl Identity {
     pub fn introduce(&self, metadata: &mut MetadataMap) -> Result<(), Status> {
         let cluster = self.cluster_id().unwrap_or_default();
         for (key, value) in [
-            (NODE_KEY, &self.node.0.to_string()),
-            (IDENTITY_KEY, &self.identity),
+            (NODE_KEY, &self.own.node_id.0.to_string()),
+            (IDENTITY_KEY, &self.own.identity),
             (CLUSTER_KEY, &cluster),
         ] {
             let value = MetadataValue::try_from(value)
@@ -230,8 +218,8 @@ impl Identity {
     }
 
     /// Whether a node may take part: it is of this cluster, and known with this data
-    /// directory. Before the first map the founder knows with whom it founded; the others know
-    /// nobody yet, and go by the cluster.
+    /// directory. Before the first map the founder knows with whom it founded; the others, and
+    /// those that join, know nobody for sure yet, and go by the cluster.
     fn admit(
         &self,
         node: NodeId,
@@ -267,12 +255,12 @@ impl Identity {
             if self.cluster_id().is_some() {
                 return Ok(());
             }
-            let mut fresh = vec![self.own_info(config)];
+            let mut fresh = vec![self.own.clone()];
             let mut missing = Vec::new();
             for peer in config
                 .initial_peers
                 .iter()
-                .filter(|peer| peer.node_id != self.node.0)
+                .filter(|peer| peer.node_id != self.own.node_id.0)
             {
                 let Some(answer) = self.ask(&peer.peer_address).await else {
                     missing.push(peer.node_id);
@@ -285,8 +273,11 @@ impl Identity {
                         identity: answer.identity,
                         client_address: peer.client_address.clone(),
                         peer_address: peer.peer_address.clone(),
+                        zone: Zone(answer.zone),
+                        weight: answer.weight,
+                        capacity_bytes: answer.capacity_bytes,
                     });
-                } else if answer.known_identity == self.identity {
+                } else if answer.known_identity == self.own.identity {
                     tracing::info!(
                         cluster = answer.cluster_id,
                         "joins the cluster that its peers made"
@@ -294,12 +285,12 @@ impl Identity {
                     return self.adopt(answer.cluster_id, &[]);
                 } else if !answer.known_identity.is_empty() {
                     return Err(IdentityError::LostDisk {
-                        node: self.node.0,
+                        node: self.own.node_id.0,
                         cluster: answer.cluster_id,
                     });
                 }
             }
-            let founder = self.peers.keys().next() == Some(&self.node);
+            let founder = self.peers.keys().next() == Some(&self.own.node_id);
             if founder && fresh.len() == config.initial_peers.len() {
                 let cluster = random_id();
                 tracing::info!(cluster, nodes = fresh.len(), "makes a new cluster");
@@ -314,36 +305,16 @@ impl Identity {
         }
     }
 
-    fn own_info(&self, config: &Config) -> NodeInfo {
-        NodeInfo {
-            node_id: self.node,
-            identity: self.identity.clone(),
-            client_address: config.client_address(),
-            peer_address: config.peer_address(),
-        }
-    }
-
     /// This node as it should be registered, when the registry says otherwise.
-    pub fn outdated(&self, config: &Config, meta: &MetaState) -> Option<NodeInfo> {
-        let own = self.own_info(config);
-        let known = meta
-            .map
-            .nodes
-            .iter()
-            .find(|node| node.node_id == self.node)?;
-        (*known != own).then_some(own)
+    pub fn outdated(&self, meta: &MetaState) -> Option<NodeInfo> {
+        let known = meta.map.node(self.own.node_id)?;
+        (*known != self.own).then(|| self.own.clone())
     }
 
     fn adopt(&self, cluster: String, founders: &[NodeInfo]) -> Result<(), IdentityError> {
         if !founders.is_empty() {
-            self.store.meta_put(
-                FOUNDERS_RECORD,
-                &ShardMap {
-                    nodes: founders.to_vec(),
-                    ..ShardMap::default()
-                }
-                .encode(),
-            )?;
+            let record = encode_nodes(founders.to_vec());
+            self.store.meta_put(FOUNDERS_RECORD, &record)?;
             *self.founders.write() = founders.to_vec();
         }
         self.store.meta_put(CLUSTER_RECORD, cluster.as_bytes())?;
@@ -377,8 +348,8 @@ impl Identity {
 
     async fn ask(&self, address: &str) -> Option<IdentifyResponse> {
         let request = IdentifyRequest {
-            node_id: self.node.0,
-            identity: self.identity.clone(),
+            node_id: self.own.node_id.0,
+            identity: self.own.identity.clone(),
             cluster_id: self.cluster_id().unwrap_or_default(),
             cluster_name: self.cluster_name.clone(),
         };
@@ -392,6 +363,74 @@ impl Identity {
             .flatten()
             .map(tonic::Response::into_inner)
     }
+}
+
+/// The identity of a data directory, made when it has none.
+pub fn data_identity(store: &Store) -> Result<String, IdentityError> {
+    if let Some(identity) = text(store, IDENTITY_RECORD, "identity")? {
+        return Ok(identity);
+    }
+    let identity = random_id();
+    store.meta_put(IDENTITY_RECORD, identity.as_bytes())?;
+    Ok(identity)
+}
+
+/// The id that a data directory's node has in its cluster, once it was given one or made one.
+pub fn data_node(store: &Store) -> Result<Option<NodeId>, IdentityError> {
+    if text(store, CLUSTER_RECORD, "cluster")?.is_none() {
+        return Ok(None);
+    }
+    let Some(id) = text(store, NODE_RECORD, "node")? else {
+        return Ok(None);
+    };
+    let id = id.parse().map_err(|_| IdentityError::Damaged("node"))?;
+    Ok(Some(NodeId(id)))
+}
+
+/// Keeps what a node that joins was given. Durable when this returns; the cluster's record
+/// comes last, and only with it [`data_node`] finds the others.
+pub fn keep_joined(
+    store: &Store,
+    node: NodeId,
+    cluster_id: &str,
+    contacts: Vec<NodeInfo>,
+) -> Result<(), IdentityError> {
+    store.meta_put(CONTACTS_RECORD, &encode_nodes(contacts))?;
+    store.meta_put(NODE_RECORD, node.0.to_string().as_bytes())?;
+    store.meta_put(CLUSTER_RECORD, cluster_id.as_bytes())?;
+    Ok(())
+}
+
+fn text(
+    store: &Store,
+    key: &'static [u8],
+    name: &'static str,
+) -> Result<Option<String>, IdentityError> {
+    let Some(bytes) = store.meta_get(key)? else {
+        return Ok(None);
+    };
+    let text = String::from_utf8(bytes.to_vec());
+    text.map(Some).map_err(|_| IdentityError::Damaged(name))
+}
+
+fn nodes(
+    store: &Store,
+    key: &'static [u8],
+    name: &'static str,
+) -> Result<Vec<NodeInfo>, IdentityError> {
+    let Some(bytes) = store.meta_get(key)? else {
+        return Ok(Vec::new());
+    };
+    let map = ShardMap::decode(&bytes).map_err(|_| IdentityError::Damaged(name))?;
+    Ok(map.nodes)
+}
+
+fn encode_nodes(nodes: Vec<NodeInfo>) -> bytes::Bytes {
+    let map = ShardMap {
+        nodes,
+        ..ShardMap::default()
+    };
+    map.encode()
 }
 
 /// The nodes of the cluster: those of the map, before there is one its founders.
@@ -409,7 +448,7 @@ fn known<'a>(node: NodeId, meta: &'a MetaState, founders: &'a [NodeInfo]) -> Opt
 }
 
 /// 128 random bits, hexadecimal.
-fn random_id() -> String {
+pub fn random_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 

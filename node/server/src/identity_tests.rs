@@ -40,6 +40,9 @@ fn node(id: u64, identity: &str) -> NodeInfo {
         identity: identity.to_owned(),
         client_address: String::new(),
         peer_address: String::new(),
+        zone: Zone::default(),
+        weight: 1,
+        capacity_bytes: u64::MAX,
     }
 }
 
@@ -98,7 +101,7 @@ fn the_others_learn_of_their_peers_with_the_map() {
 #[test]
 fn a_call_says_who_calls() {
     let (caller, called) = (opened(), opened());
-    let map = of_nodes(&[node(1, &caller.identity.identity)]);
+    let map = of_nodes(&[node(1, &caller.identity.own.identity)]);
     let mut metadata = MetadataMap::new();
     for opened in [&caller, &called] {
         let adopted = opened.identity.adopt("c".to_owned(), &[]);

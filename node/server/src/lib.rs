@@ -12,6 +12,7 @@ pub mod flush;
 pub mod gateway;
 pub mod http;
 pub mod identity;
+pub mod join;
 pub mod listen;
 pub mod meta;
 pub mod metrics;

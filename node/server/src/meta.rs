@@ -10,8 +10,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carillon_core::apply::Effects;
 use carillon_core::command::BatchReader;
-use carillon_core::ids::ShardId;
-use carillon_core::map::{MetaCommand, MetaState, apply_meta};
+use carillon_core::map::{META_SHARD, MetaCommand, MetaState, apply_meta};
 use carillon_core::records::ShardClock;
 use carillon_core::reply::Reply;
 use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
@@ -20,9 +19,6 @@ use carillon_store::ShardStore;
 use crate::cluster::Cluster;
 use crate::flush::Flusher;
 use crate::peer::snapshot::{Content, ReceivedSnapshot};
-
-/// The meta group's shard id.
-pub const META_SHARD: ShardId = ShardId(0);
 
 /// See the file's head.
 pub struct MetaMachine {
@@ -89,9 +85,13 @@ impl Machine for MetaMachine {
                     undecodable(entry.index)
                 };
                 let reply = apply_meta(&mut state, command);
-                tracing::info!(?reply, epoch = state.map.epoch.0, "the shard map changed");
+                tracing::info!(
+                    ?reply,
+                    epoch = state.map.epoch.0,
+                    "the meta group applied a command"
+                );
                 effects.push(Effects {
-                    reply: Reply::Done,
+                    reply: Reply::Meta(reply),
                     event: None,
                 });
             }

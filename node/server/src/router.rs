@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_core::ids::{NodeId, ShardId, Slot};
+use carillon_core::map::{META_SHARD, MetaCommand, MetaReply};
 use carillon_core::reply::Reply;
 use carillon_proto::internal;
 use parking_lot::Mutex;
@@ -264,6 +265,23 @@ impl Router {
             Response::Reply(reply) => Ok(reply),
             other => Err(OpError::Internal(format!(
                 "a command was answered with {other:?}"
+            ))),
+        }
+    }
+
+    /// Executes one command in the meta group.
+    pub async fn meta(
+        &self,
+        command: MetaCommand,
+        deadline: Instant,
+    ) -> Result<MetaReply, OpError> {
+        match self
+            .command_to(META_SHARD, command.encode(), deadline)
+            .await?
+        {
+            Reply::Meta(reply) => Ok(reply),
+            other => Err(OpError::Internal(format!(
+                "the meta group answered with {other:?}"
             ))),
         }
     }

@@ -235,12 +235,14 @@ impl Policy {
 impl ConfigVersion {
     fn write(self, out: &mut BytesMut) {
         put_varint(out, self.term);
+        put_varint(out, self.leader.0);
         put_varint(out, self.index);
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
         Ok(ConfigVersion {
             term: reader.varint()?,
+            leader: ReplicaId(reader.varint()?),
             index: reader.varint()?,
         })
     }
@@ -332,6 +334,7 @@ impl MetaState {
             join_token,
             replication_factor,
             next_replica_id,
+            last_founding_replica_id,
             next_node_id,
             next_move_id,
             policy,
@@ -345,6 +348,7 @@ impl MetaState {
         put_text(out, &join_token.0);
         put_varint(out, u64::from(*replication_factor));
         put_varint(out, next_replica_id.0);
+        put_varint(out, last_founding_replica_id.0);
         put_varint(out, next_node_id.0);
         put_varint(out, next_move_id.0);
         policy.write(out);
@@ -371,6 +375,7 @@ impl MetaState {
             join_token: JoinToken(reader.text()?),
             replication_factor: reader.varint32()?,
             next_replica_id: ReplicaId(reader.varint()?),
+            last_founding_replica_id: ReplicaId(reader.varint()?),
             next_node_id: NodeId(reader.varint()?),
             next_move_id: MoveId(reader.varint()?),
             policy: Policy::read(reader)?,

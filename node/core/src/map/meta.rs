@@ -28,6 +28,9 @@ pub struct MetaState {
     pub replication_factor: u32,
     /// The next replica's id.
     pub next_replica_id: ReplicaId,
+    /// The largest id of the replicas that the shards began with. Only these begin a group;
+    /// every later one is added to a group that exists.
+    pub last_founding_replica_id: ReplicaId,
     /// The next node's number.
     pub next_node_id: NodeId,
     /// The next move's number.
@@ -361,6 +364,7 @@ fn create(
         join_token,
         replication_factor,
         next_replica_id: ReplicaId(last_replica.unwrap_or(0) + 1),
+        last_founding_replica_id: ReplicaId(last_replica.unwrap_or(0)),
         next_node_id: NodeId(last_node + 1),
         next_move_id: MoveId(1),
         policy: Policy::default(),

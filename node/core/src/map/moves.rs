@@ -35,6 +35,8 @@ impl fmt::Display for MoveId {
 pub struct ConfigVersion {
     /// The entry's term.
     pub term: u64,
+    /// The replica that led in that term: a term may have had more than one leader.
+    pub leader: ReplicaId,
     /// The entry's index.
     pub index: u64,
 }

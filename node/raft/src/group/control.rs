@@ -1,6 +1,5 @@
 //! Changing who leads and who is a member.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId};
@@ -66,6 +65,22 @@ pub enum TransferError {
     /// The group has stopped.
     #[error(transparent)]
     Group(#[from] GroupError),
+}
+
+/// A change of a group's members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Adds a replica that receives the log without a vote. Adding it again is allowed.
+    AddLearner(Member),
+    /// Removes one that has no vote. Refused for a voter.
+    RemoveLearner(Member),
+    /// Makes these the voters; all of them must be voters or learners already.
+    Voters {
+        /// All of them.
+        voters: Vec<Member>,
+        /// Those that are no longer among them stay as learners, or leave the group.
+        retain: bool,
+    },
 }
 
 /// Why a change of members was not made.
@@ -225,57 +240,43 @@ impl Group {
         Ok(true)
     }
 
-    /// Adds a replica that receives the log without a vote; `wait`: returns only when it has
-    /// nearly caught up, however long that takes (dropping the future only ends the waiting).
-    /// Adding it again is allowed.
-    ///
-    /// # Errors
-    /// [`MembershipError`].
-    pub async fn add_learner(&self, member: Member, wait: bool) -> Result<(), MembershipError> {
-        let node = ReplicaNode {
-            node: member.node.0,
-        };
-        let added = self
-            .inner
-            .raft
-            .add_learner(member.replica.0, node, wait)
-            .await;
-        self.membership_result(added.map(|_| ()))
-    }
-
-    /// Makes these members the voters, by way of a joint configuration. All of them must be
-    /// voters or learners already. Voters that are not among them leave the group. The change
-    /// begins only from the configuration `from` (see [`GroupStatus::config`]), so a request
-    /// that was decided on long ago, or by somebody else, changes nothing.
+    /// Changes who is a member, by way of a joint configuration where voters change. It begins
+    /// only from the configuration `from` (see [`GroupStatus::config`]), so what was decided on
+    /// long ago, or by somebody else, changes nothing.
     ///
     /// [`GroupStatus::config`]: super::GroupStatus::config
     ///
     /// # Errors
     /// [`MembershipError`]; `Refused` when the group has another configuration.
-    pub async fn change_voters(
+    pub async fn change_members(
         &self,
-        voters: &[Member],
+        change: MemberChange,
         from: Position,
     ) -> Result<(), MembershipError> {
-        let ids: BTreeSet<u64> = voters.iter().map(|voter| voter.replica.0).collect();
+        let id = |member: Member| member.replica.0;
+        let node = |member: Member| ReplicaNode {
+            node: member.node.0,
+        };
+        let (changes, retain) = match change {
+            MemberChange::AddLearner(member) => {
+                let nodes = [(id(member), node(member))];
+                (ChangeMembers::AddNodes(nodes.into()), true)
+            }
+            MemberChange::RemoveLearner(member) => {
+                (ChangeMembers::RemoveNodes([id(member)].into()), true)
+            }
+            MemberChange::Voters { voters, retain } => {
+                let ids = voters.into_iter().map(id).collect();
+                (ChangeMembers::ReplaceAllVoters(ids), retain)
+            }
+        };
         let only_from = Precondition::LastMembershipLogId {
             last_membership_log_id: Some(from.log_id()),
         };
-        let changed = self
-            .inner
-            .raft
-            .change_membership_if(ids, false, [only_from]);
-        self.membership_result(changed.await.map(|_| ()))
-    }
-
-    /// Removes learners from the group.
-    ///
-    /// # Errors
-    /// [`MembershipError`].
-    pub async fn remove_learners(&self, learners: &[Member]) -> Result<(), MembershipError> {
-        let ids: BTreeSet<u64> = learners.iter().map(|learner| learner.replica.0).collect();
-        let changes: ChangeMembers<u64, ReplicaNode> = ChangeMembers::RemoveNodes(ids);
-        let changed = self.inner.raft.change_membership(changes, true).await;
+        let raft = &self.inner.raft;
+        let changed = raft
+            .change_membership_if(changes, retain, [only_from])
+            .await;
         self.membership_result(changed.map(|_| ()))
     }
 

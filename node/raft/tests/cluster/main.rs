@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use carillon_core::ids::{NodeId, ReplicaId};
 use carillon_raft::{
-    ENTRY_BYTES_MAX, GroupError, Member, MembershipError, Outcome, Position, ReadRefused, Role,
-    TransferError,
+    ENTRY_BYTES_MAX, Group, GroupError, Member, MemberChange, MembershipError, Outcome, Position,
+    ReadRefused, Role, TransferError,
 };
 use harness::{Cluster, PATIENCE, fast, propose, until};
 
@@ -234,6 +234,10 @@ async fn all_restart_after_purging() {
     cluster.end().await;
 }
 
+fn config(group: &Group) -> Position {
+    group.status().config.expect("the group has begun")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_change_by_way_of_a_learner() {
     let mut cluster = Cluster::voting(fast()).await;
@@ -249,7 +253,8 @@ async fn members_change_by_way_of_a_learner() {
     let fourth = cluster.add_node().await;
     let learner = cluster.nodes[fourth].me;
     let group = cluster.nodes[leader].group().clone();
-    group.add_learner(learner, true).await.unwrap();
+    let change = MemberChange::AddLearner(learner);
+    group.change_members(change, config(&group)).await.unwrap();
     assert_eq!(group.status().learners, vec![learner]);
     // The log no longer begins at the start, so it needed a snapshot.
     until("the learner's state", || {
@@ -263,20 +268,26 @@ async fn members_change_by_way_of_a_learner() {
         .filter(|place| *place != leaving)
         .map(|place| cluster.nodes[place].me)
         .collect();
-    let from = group.status().config.unwrap();
+    let from = config(&group);
+    let to_the_new = MemberChange::Voters {
+        voters: voters.clone(),
+        retain: false,
+    };
     let earlier = Position {
         index: from.index - 1,
         ..from
     };
     // Decided on before the learner came: nothing changes.
-    let refused = group.change_voters(&voters, earlier).await.unwrap_err();
+    let refused = group.change_members(to_the_new.clone(), earlier).await;
+    let refused = refused.unwrap_err();
     assert!(
         matches!(refused, MembershipError::Refused { .. }),
         "{refused:?}"
     );
     assert_eq!(group.status().config, Some(from));
-    group.change_voters(&voters, from).await.unwrap();
-    let again = group.change_voters(&voters, from).await.unwrap_err();
+    let done = group.change_members(to_the_new.clone(), from).await;
+    done.unwrap();
+    let again = group.change_members(to_the_new, from).await.unwrap_err();
     assert!(
         matches!(again, MembershipError::Refused { .. }),
         "{again:?}"
@@ -294,10 +305,12 @@ async fn members_change_by_way_of_a_learner() {
         replica: ReplicaId(999),
         node: NodeId(9),
     };
-    let refused = group
-        .change_voters(&[unknown], group.status().config.unwrap())
-        .await
-        .unwrap_err();
+    let to_unknown = MemberChange::Voters {
+        voters: vec![unknown],
+        retain: false,
+    };
+    let refused = group.change_members(to_unknown, config(&group)).await;
+    let refused = refused.unwrap_err();
     assert!(
         matches!(refused, MembershipError::Refused { .. }),
         "{refused:?}"
@@ -307,7 +320,7 @@ async fn members_change_by_way_of_a_learner() {
         .unwrap();
     let refused = cluster.nodes[follower]
         .group()
-        .add_learner(unknown, false)
+        .change_members(MemberChange::AddLearner(unknown), config(&group))
         .await
         .unwrap_err();
     assert!(
@@ -324,8 +337,12 @@ async fn a_learner_can_leave() {
     let learner = cluster.nodes[fourth].me;
     let leader = cluster.leader().await;
     let group = cluster.nodes[leader].group().clone();
-    group.add_learner(learner, true).await.unwrap();
-    group.remove_learners(&[learner]).await.unwrap();
+    for change in [
+        MemberChange::AddLearner(learner),
+        MemberChange::RemoveLearner(learner),
+    ] {
+        group.change_members(change, config(&group)).await.unwrap();
+    }
     assert_eq!(group.status().learners, Vec::new());
     cluster.end().await;
 }

@@ -1,14 +1,17 @@
 //! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
 //! its replicas as the shard map says (`replicas`), serves (`serve`, `status`), gives leads
-//! back (`preferred`), and leaves in order (`leave`).
+//! back (`preferred`), steers the cluster while it leads the meta group (`steering`), and
+//! leaves in order (`leave`).
 //!
 //! Owner of the state: [`Node`] holds the parts; each part owns its own.
 
 mod leave;
+mod local;
 mod preferred;
 mod replicas;
 mod serve;
 mod status;
+mod steering;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +19,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::ids::ShardId;
+use carillon_core::steering::Wait;
 use carillon_log::{LogEngine, LogOptions};
 use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord};
 use carillon_store::{Store, StoreOptions};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::cluster::Cluster;
@@ -28,6 +33,7 @@ use crate::fanout::Fanout;
 use crate::flush::{self, Flusher};
 use crate::gateway::{Gateway, GatewayMetrics, GatewayOptions, Limits};
 use crate::identity::Identity;
+use crate::join::join;
 use crate::metrics::{ConnectionMetrics, MetricsPage, NodeMetrics, registry};
 use crate::peer::Peers;
 use crate::peer::calls::PeerCalls;
@@ -35,6 +41,7 @@ use crate::peer::snapshot::prepare_directory;
 use crate::router::Router;
 use crate::shard::beat::Beat;
 use crate::shard::{Replica, Services};
+use local::LocalReplicas;
 use serve::{serve_clients, serve_peers};
 
 /// Between two tries of what has to succeed in the end.
@@ -50,6 +57,7 @@ pub struct Node {
     log: NodeLog,
     services: Services,
     identity: Arc<Identity>,
+    local: LocalReplicas,
     links: Arc<Links>,
     calls: PeerCalls,
     flusher: Arc<Flusher>,
@@ -58,6 +66,8 @@ pub struct Node {
     page: MetricsPage,
     started: Instant,
     stopping: AtomicBool,
+    /// What the steering waits for.
+    waits: Mutex<Vec<Wait>>,
     ready: watch::Sender<bool>,
 }
 
@@ -80,13 +90,21 @@ pub fn die(reason: &dyn std::fmt::Display) -> ! {
 }
 
 /// Runs a node until it is told to stop. `stop` resolves when it is.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let mut stop = std::pin::pin!(stop);
     // Bound first, so that a port in use is an error before anything else happens.
     let client_listener = crate::http::bind("clients", config.listen.client).await?;
     let peer_listener = crate::http::bind("peers", config.listen.peer).await?;
     let http_listener = crate::http::bind("metrics and probes", config.listen.http).await?;
-    let node = Node::open(config)?;
+    let store = open_store(&config)?;
+    if let Some(cluster) = config.join.clone() {
+        let joined = tokio::select! {
+            joined = join(&store, &config, &cluster) => joined?,
+            () = &mut stop => return Ok(()),
+        };
+        config.node_id = joined.0;
+    }
+    let node = Node::open(config, store)?;
     let cluster = node.cluster().clone();
     let peers = Arc::new(Peers {
         cluster: cluster.clone(),
@@ -103,13 +121,12 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         settled = node.identity.settle(&node.config) => settled?,
         () = &mut stop => return Ok(()),
     }
-    for peer in &node.config.initial_peers {
-        peers.add(NodeId(peer.node_id), peer.peer_address.clone());
-    }
     node.start_meta().await?;
+    tokio::spawn(peers.clone().follow_nodes());
     tokio::spawn(node.clone().keep_meta());
     tokio::spawn(node.clone().follow_map());
     tokio::spawn(node.clone().give_leads_back());
+    tokio::spawn(node.clone().steer());
     let serving = tokio::spawn(serve_clients(node.clone(), client_listener));
     tokio::select! {
         served = serving => served.context("the clients' server ended")??,
@@ -120,17 +137,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
 }
 
 impl Node {
-    fn open(config: Config) -> anyhow::Result<Arc<Self>> {
+    fn open(config: Config, store: Store) -> anyhow::Result<Arc<Self>> {
         let data = &config.data_dir;
-        std::fs::create_dir_all(data)
-            .with_context(|| format!("data_dir {} cannot be made", data.display()))?;
-        let mut store_options = StoreOptions::new(data.join("state"));
-        store_options.memtable_bytes = config.store.memtable_bytes;
-        store_options.block_cache_bytes = config.store.block_cache_bytes;
-        store_options.failpoint = carillon_log::failpoint::hit;
-        store_options.on_fatal = Arc::new(|error| die(&format!("state store: {error}")));
-        let store = Store::open(&store_options).context("state store")?;
         let identity = Arc::new(Identity::open(store.clone(), &config)?);
+        let local = LocalReplicas::open(store.clone())?;
         let mut log_options = LogOptions::new(data.join("log"));
         log_options.segment_bytes = config.log.segment_bytes;
         log_options.memory_tail_bytes_max = config.log.memory_bytes_max as u64;
@@ -168,12 +178,14 @@ impl Node {
             },
             calls,
             identity,
+            local,
             links: Links::new(LINK_BUFFER_BYTES_DEFAULT),
             snapshots,
             connection_metrics,
             page: MetricsPage::new(metrics),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
+            waits: Mutex::default(),
             ready: watch::Sender::new(false),
             config,
         }))
@@ -213,6 +225,18 @@ impl Node {
         ));
         tokio::spawn(self.clone().watch_ready());
     }
+}
+
+fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let data = &config.data_dir;
+    std::fs::create_dir_all(data)
+        .with_context(|| format!("data_dir {} cannot be made", data.display()))?;
+    let mut options = StoreOptions::new(data.join("state"));
+    options.memtable_bytes = config.store.memtable_bytes;
+    options.block_cache_bytes = config.store.block_cache_bytes;
+    options.failpoint = carillon_log::failpoint::hit;
+    options.on_fatal = Arc::new(|error| die(&format!("state store: {error}")));
+    Store::open(&options).context("state store")
 }
 
 fn limits(config: &Config) -> Limits {

@@ -1,24 +1,31 @@
 //! The replicas of a node: the meta group first, which knows the shard map, then the shards
-//! that the map places here.
+//! that the map, or a move, places here. A replica that is named by neither any more is
+//! deleted, with its log.
 //!
-//! Owner of no state: replicas are kept by the [`Cluster`](crate::cluster::Cluster).
+//! Owner of no state: replicas are kept by the [`Cluster`](crate::cluster::Cluster), what the
+//! disk has by [`LocalReplicas`](super::local::LocalReplicas).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
-use carillon_core::map::{MetaCommand, MetaState, ShardDescriptor};
+use carillon_core::map::{
+    JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, ShardDescriptor, initial_map,
+};
 use carillon_log::GroupId;
 use carillon_raft::{Group, Machine, Member, SnapshotSender};
 use carillon_store::ShardReader;
 
+use super::local::{LocalReplica, Presence};
 use super::{Node, RETRY_INTERVAL, die};
-use crate::meta::{META_SHARD, MetaMachine};
+use crate::identity::random_id;
+use crate::meta::MetaMachine;
 use crate::peer::snapshot::Sender;
 use crate::shard::Replica;
 use crate::shard::checksums::Checksums;
-use crate::shard::machine::ShardMachine;
+use crate::shard::machine::{MachineEnded, ShardMachine};
 
 /// Voters of the meta group: as many as there are nodes, at most five, and odd from three.
 const META_VOTERS_MAX: usize = 5;
@@ -40,7 +47,7 @@ impl Node {
         let machine = MetaMachine::new(self.flusher.clone(), state, self.cluster().clone())?;
         let me = meta_member(self.config.node());
         let group = self.start_group(META_SHARD, me, Box::new(machine)).await?;
-        self.start_replica(group.clone(), reader, Arc::default(), Arc::default());
+        self.start_replica(group.clone(), reader, Arc::default(), Arc::default(), None);
         if !self.identity.founders().is_empty() {
             group.initialize(&self.meta_voters()).await?;
         }
@@ -62,107 +69,113 @@ impl Node {
         nodes.into_iter().take(voters).map(meta_member).collect()
     }
 
-    /// Founds the cluster's map, registers this node's addresses, and, while this node
-    /// leads the meta group, sees to it that every node gets its log.
+    /// Founds the cluster's map, and registers what this node says of itself.
     pub(super) async fn keep_meta(self: Arc<Self>) {
         loop {
             let meta = self.cluster().meta();
-            if meta.cluster_id.is_empty() {
-                let nodes = self.identity.founders();
-                if !nodes.is_empty() {
-                    self.propose_meta(MetaCommand::CreateCluster {
-                        cluster_id: self.identity.cluster_id().unwrap_or_default(),
-                        cluster_name: self.config.cluster_name.clone(),
-                        shards: self.config.cluster.shards,
-                        replication_factor: self.config.cluster.replication_factor,
-                        nodes,
-                    })
-                    .await;
+            if !meta.exists() {
+                if let Some(command) = self.founding() {
+                    self.propose_meta(command).await;
                 }
-            } else {
-                if let Some(node) = self.identity.outdated(&self.config, &meta) {
-                    self.propose_meta(MetaCommand::UpdateNode { node }).await;
-                }
-                self.add_meta_learners(&meta).await;
+            } else if let Some(node) = self.identity.outdated(&meta) {
+                self.propose_meta(MetaCommand::UpdateNode { node }).await;
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
+    /// The command that makes the cluster; only the node that founds it has one.
+    fn founding(&self) -> Option<MetaCommand> {
+        let nodes = self.identity.founders();
+        if nodes.is_empty() {
+            return None;
+        }
+        let shape = &self.config.cluster;
+        let map = match initial_map(&nodes, shape.shards, shape.replication_factor) {
+            Ok(map) => map,
+            Err(error) => die(&format!("the cluster cannot be laid out: {error}")),
+        };
+        Some(MetaCommand::CreateCluster {
+            cluster_id: self.identity.cluster_id().unwrap_or_default(),
+            cluster_name: self.config.cluster_name.clone(),
+            join_token: JoinToken(random_id()),
+            replication_factor: shape.replication_factor,
+            nodes: map.nodes,
+            shards: map.shards,
+            at: crate::shard::now(),
+        })
+    }
+
     async fn propose_meta(&self, command: MetaCommand) {
         let deadline = tokio::time::Instant::now() + TRY_TIMEOUT;
-        if let Err(error) = self
-            .services
-            .router
-            .command_to(META_SHARD, command.encode(), deadline)
-            .await
-        {
-            tracing::debug!(%error, "the meta group did not take a command; it is tried again");
-        }
-    }
-
-    async fn add_meta_learners(&self, meta: &MetaState) {
-        let Some(replica) = self
-            .cluster()
-            .replica(META_SHARD)
-            .filter(|replica| replica.leads())
-        else {
-            return;
-        };
-        let status = replica.group().status();
-        for node in &meta.map.nodes {
-            let member = meta_member(node.node_id);
-            if status.voters.contains(&member) || status.learners.contains(&member) {
-                continue;
+        match self.services.router.meta(command, deadline).await {
+            Ok(MetaReply::Refused(refusal)) => {
+                tracing::warn!(%refusal, "the meta group refused a command")
             }
-            if let Err(error) = replica.group().add_learner(member, false).await {
-                tracing::debug!(node = node.node_id.0, %error, "the node is not in the meta group yet");
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "the meta group did not take a command; it is tried again")
             }
         }
     }
 
-    /// Starts the replicas that the map places here, as the map becomes known.
+    /// Starts and deletes replicas as the map and the moves say, as they become known.
     pub(super) async fn follow_map(self: Arc<Self>) {
         let mut changes = self.cluster().watch_meta();
         loop {
             let meta = changes.borrow_and_update().clone();
-            for descriptor in &meta.map.shards {
-                let Some(here) = descriptor.replica_on(self.config.node()) else {
-                    continue;
-                };
-                if self.cluster().replica(descriptor.shard_id).is_some() {
-                    continue;
-                }
-                let me = Member {
-                    replica: here.replica_id,
-                    node: here.node_id,
-                };
-                if let Err(error) = self.start_shard(descriptor, me).await {
-                    die(&format!(
-                        "shard {} cannot be started: {error:#}",
-                        descriptor.shard_id.0
-                    ));
-                }
-            }
+            // Once more after something was deleted: another replica of it may be due.
+            while self.follow(&meta).await {}
             if changes.changed().await.is_err() {
                 return;
             }
         }
     }
 
+    /// True when something was deleted.
+    async fn follow(self: &Arc<Self>, meta: &MetaState) -> bool {
+        let duties = duties(meta, self.config.node(), &self.local.all());
+        let begun = duties.iter().filter_map(|(shard, duty)| match duty {
+            Duty::Run(local) => Some((*shard, *local)),
+            Duty::Delete(_) => None,
+        });
+        if let Err(error) = self.local.put(begun) {
+            die(&format!("the record of replicas cannot be kept: {error}"));
+        }
+        let mut deleted = false;
+        for (shard, duty) in duties {
+            let done = match duty {
+                Duty::Run(_) if self.cluster().replica(shard).is_some() => Ok(()),
+                Duty::Run(local) => self.start_shard(meta, shard, local).await,
+                Duty::Delete(local) => {
+                    deleted = true;
+                    self.delete_shard(shard, local).await
+                }
+            };
+            if let Err(error) = done {
+                die(&format!("shard {}: {error:#}", shard.0));
+            }
+        }
+        deleted
+    }
+
     async fn start_shard(
         self: &Arc<Self>,
-        descriptor: &ShardDescriptor,
-        me: Member,
+        meta: &MetaState,
+        shard: ShardId,
+        local: LocalReplica,
     ) -> anyhow::Result<()> {
-        let shard = descriptor.shard_id;
-        let state = self.store.shard(shard, descriptor.slots)?;
+        let me = Member {
+            replica: local.replica_id,
+            node: self.config.node(),
+        };
+        let state = self.store.shard(shard, local.slots)?;
         let reader = state.reader();
         let (leading, checksums) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(Checksums::default()),
         );
-        let machine = ShardMachine::new(
+        let (machine, ended) = ShardMachine::new(
             self.flusher.clone(),
             state,
             leading.clone(),
@@ -170,16 +183,24 @@ impl Node {
             checksums.clone(),
         );
         let group = self.start_group(shard, me, Box::new(machine)).await?;
-        self.start_replica(group.clone(), reader, leading, checksums);
-        let voters: Vec<Member> = descriptor
-            .replicas
-            .iter()
-            .map(|replica| Member {
-                replica: replica.replica_id,
-                node: replica.node_id,
-            })
-            .collect();
-        if descriptor.preferred_leader == me.node {
+        self.start_replica(group.clone(), reader, leading, checksums, Some(ended));
+        if let Some(descriptor) = meta.map.shard(shard)
+            && let Some(voters) = founding_voters(meta, descriptor)
+        {
+            self.begin_group(group, voters, descriptor.preferred_leader == me.node)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a group that the cluster began with.
+    async fn begin_group(
+        &self,
+        group: Group,
+        voters: Vec<Member>,
+        first: bool,
+    ) -> anyhow::Result<()> {
+        if first {
             group.initialize(&voters).await?;
             return Ok(());
         }
@@ -191,9 +212,39 @@ impl Node {
                 .is_err()
                 && let Err(error) = group.initialize(&voters).await
             {
-                tracing::warn!(shard = shard.0, %error, "the group could not be begun here");
+                tracing::warn!(shard = group.shard().0, %error, "the group could not be begun here");
             }
         });
+        Ok(())
+    }
+
+    /// Stops a replica and deletes all that is of it. What a crash leaves of it is deleted at
+    /// the next start.
+    async fn delete_shard(&self, shard: ShardId, local: LocalReplica) -> anyhow::Result<()> {
+        let presence = |presence| LocalReplica { presence, ..local };
+        self.local.put([(shard, presence(Presence::Leaving))])?;
+        carillon_log::failpoint::hit("node.replica.leaving");
+        if let Some(replica) = self.cluster().remove_replica(shard) {
+            replica.retire().await;
+        }
+        let (log, store) = (self.log.clone(), self.store.clone());
+        let delete = move || -> anyhow::Result<()> {
+            log.remove_group(GroupId(shard.0))?;
+            carillon_log::failpoint::hit("node.replica.log_removed");
+            store.shard(shard, local.slots)?.clear()?;
+            Ok(())
+        };
+        tokio::task::spawn_blocking(delete).await??;
+        self.flusher.expire();
+        self.local.put([(shard, presence(Presence::Gone))])?;
+        tracing::info!(
+            shard = shard.0,
+            replica = local.replica_id.0,
+            "a replica was deleted"
+        );
+        // Whoever leads it now is elsewhere.
+        self.services.router.on_leader_changed(shard);
+        self.services.gateway.on_leader_changed(shard);
         Ok(())
     }
 
@@ -219,6 +270,7 @@ impl Node {
         reader: ShardReader,
         leading: Arc<AtomicBool>,
         checksums: Arc<Checksums>,
+        machine_ended: Option<MachineEnded>,
     ) {
         let replica = Replica::new(
             group,
@@ -227,23 +279,238 @@ impl Node {
             self.config.raft.clone(),
             leading,
             checksums,
+            machine_ended,
         );
         self.cluster().add_replica(replica.clone());
         tokio::spawn(replica.clone().run());
         let node = self.clone();
         tokio::spawn(async move {
             let reason = replica.group().stopped().await;
-            if !node.stopping.load(Ordering::Acquire) {
+            if !node.stopping.load(Ordering::Acquire) && !replica.is_retired() {
                 die(&format!("shard {}: {reason}", replica.shard().0));
             }
         });
     }
 }
 
+/// What this node has to do about a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    /// Run this replica.
+    Run(LocalReplica),
+    /// Delete it.
+    Delete(LocalReplica),
+}
+
+/// What the map, the moves and the disk demand of `me`. The map here may be older than what
+/// was done because of a newer one; then what the disk has counts.
+fn duties(
+    meta: &MetaState,
+    me: NodeId,
+    local: &BTreeMap<ShardId, LocalReplica>,
+) -> BTreeMap<ShardId, Duty> {
+    let epoch = meta.map.epoch;
+    let mut duties = BTreeMap::new();
+    for (shard, local) in local {
+        let named = meta.names_replica(*shard, local.replica_id);
+        let duty = match local.presence {
+            Presence::Live if named || epoch <= local.since => Duty::Run(*local),
+            Presence::Live | Presence::Leaving => Duty::Delete(*local),
+            Presence::Gone => continue,
+        };
+        duties.insert(*shard, duty);
+    }
+    for descriptor in &meta.map.shards {
+        let shard = descriptor.shard_id;
+        let Some(wanted) = meta.replica_for(shard, me) else {
+            continue;
+        };
+        let newer = |local: &LocalReplica| wanted.replica_id > local.replica_id;
+        if !duties.contains_key(&shard) && local.get(&shard).is_none_or(newer) {
+            let replica = LocalReplica {
+                replica_id: wanted.replica_id,
+                slots: descriptor.slots,
+                since: epoch,
+                presence: Presence::Live,
+            };
+            duties.insert(shard, Duty::Run(replica));
+        }
+    }
+    duties
+}
+
+/// The voters that a group begins with; none when it has begun long ago, since a replica is
+/// there that was added to it.
+fn founding_voters(meta: &MetaState, descriptor: &ShardDescriptor) -> Option<Vec<Member>> {
+    let last = meta.last_founding_replica_id;
+    let mut replicas = descriptor.replicas.iter();
+    if meta.moves.contains_key(&descriptor.shard_id)
+        || replicas.any(|replica| replica.replica_id > last)
+    {
+        return None;
+    }
+    let member = |replica: &carillon_core::map::Replica| Member {
+        replica: replica.replica_id,
+        node: replica.node_id,
+    };
+    Some(descriptor.replicas.iter().map(member).collect())
+}
+
 /// Replicas of the meta group are numbered like their nodes: each node has one for good.
-fn meta_member(node: NodeId) -> Member {
+pub(super) fn meta_member(node: NodeId) -> Member {
     Member {
         replica: ReplicaId(node.0),
         node,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carillon_core::ids::Epoch;
+    use carillon_core::map::{
+        Move, MoveId, MoveReason, MoveStep, Replica as Placed, ShardMap, initial_map,
+    };
+    use carillon_core::placement::Zone;
+    use carillon_core::{TimestampMs, map::NodeInfo};
+
+    use super::*;
+
+    const ME: NodeId = NodeId(2);
+    const SHARD: ShardId = ShardId(1);
+
+    /// Three nodes and one shard, at this epoch.
+    fn meta(epoch: u64) -> MetaState {
+        let node = |id| NodeInfo {
+            node_id: NodeId(id),
+            identity: format!("{id}"),
+            client_address: String::new(),
+            peer_address: String::new(),
+            zone: Zone::default(),
+            weight: 1,
+            capacity_bytes: u64::MAX,
+        };
+        let map = initial_map(&[node(1), node(2), node(3)], 1, 3).expect("a map");
+        MetaState {
+            last_founding_replica_id: ReplicaId(3),
+            map: ShardMap {
+                epoch: Epoch(epoch),
+                ..map
+            },
+            ..MetaState::default()
+        }
+    }
+
+    fn mine(meta: &MetaState) -> ReplicaId {
+        let shard = meta.map.shard(SHARD).expect("it exists");
+        shard.replica_on(ME).expect("it is placed here").replica_id
+    }
+
+    /// The shard's replica here has another number; none for zero.
+    fn with_replica(epoch: u64, id: u64) -> MetaState {
+        let mut meta = meta(epoch);
+        let replicas = &mut meta.map.shards[0].replicas;
+        replicas.retain(|replica| replica.node_id != ME);
+        if id > 0 {
+            replicas.push(Placed {
+                replica_id: ReplicaId(id),
+                node_id: ME,
+            });
+        }
+        meta
+    }
+
+    fn local(id: u64, since: u64, presence: Presence) -> BTreeMap<ShardId, LocalReplica> {
+        let replica = LocalReplica {
+            replica_id: ReplicaId(id),
+            slots: SlotRange::ALL,
+            since: Epoch(since),
+            presence,
+        };
+        [(SHARD, replica)].into()
+    }
+
+    fn duty(meta: &MetaState, local: &BTreeMap<ShardId, LocalReplica>) -> Option<(char, u64)> {
+        let duty = duties(meta, ME, local).remove(&SHARD)?;
+        Some(match duty {
+            Duty::Run(replica) => ('r', replica.replica_id.0),
+            Duty::Delete(replica) => ('d', replica.replica_id.0),
+        })
+    }
+
+    #[test]
+    fn what_is_placed_here_runs_and_what_is_not_goes() {
+        let first = meta(1);
+        let id = mine(&first).0;
+        assert_eq!(duty(&first, &BTreeMap::new()), Some(('r', id)));
+        assert_eq!(duty(&first, &local(id, 1, Presence::Live)), Some(('r', id)));
+        let away = with_replica(9, 0);
+        assert_eq!(duty(&away, &BTreeMap::new()), None);
+        assert_eq!(duty(&away, &local(id, 1, Presence::Live)), Some(('d', id)));
+        assert_eq!(
+            duty(&away, &local(id, 1, Presence::Leaving)),
+            Some(('d', id))
+        );
+        assert_eq!(duty(&away, &local(id, 1, Presence::Gone)), None);
+        // It came back meanwhile: first the old one goes, then the new one comes.
+        let back = with_replica(9, 40);
+        assert_eq!(duty(&back, &local(id, 1, Presence::Live)), Some(('d', id)));
+        assert_eq!(duty(&back, &local(id, 1, Presence::Gone)), Some(('r', 40)));
+    }
+
+    #[test]
+    fn a_map_older_than_the_disk_deletes_and_starts_nothing() {
+        // Added at epoch 9, then a crash; the map found after it is of epoch 8 and knows nothing.
+        let before = with_replica(8, 0);
+        assert_eq!(
+            duty(&before, &local(40, 9, Presence::Live)),
+            Some(('r', 40))
+        );
+        assert_eq!(
+            duty(&with_replica(10, 0), &local(40, 9, Presence::Live)),
+            Some(('d', 40))
+        );
+        // Deleted, then a crash; the map found after it still wants it, or one before it.
+        for id in [2, 40] {
+            let wants = with_replica(8, id);
+            assert_eq!(duty(&wants, &local(40, 7, Presence::Gone)), None);
+            assert_eq!(
+                duty(&wants, &local(40, 7, Presence::Leaving)),
+                Some(('d', 40))
+            );
+        }
+    }
+
+    #[test]
+    fn only_groups_of_the_first_day_are_begun() {
+        let mut meta = meta(1);
+        let voters = founding_voters(&meta, &meta.map.shards[0]).expect("a first group");
+        assert_eq!(voters.len(), 3);
+        let new = Placed {
+            replica_id: ReplicaId(4),
+            node_id: NodeId(4),
+        };
+        let running = Move {
+            move_id: MoveId(1),
+            shard_id: SHARD,
+            add: Some(new),
+            remove: None,
+            preferred_leader: NodeId(1),
+            step: MoveStep::CatchingUp,
+            reason: MoveReason::Balance,
+            started_at: TimestampMs(1),
+        };
+        meta.moves.insert(SHARD, running);
+        assert_eq!(
+            founding_voters(&meta, &meta.map.shards[0]),
+            None,
+            "it moves"
+        );
+        meta.moves.clear();
+        meta.map.shards[0].replicas[1] = new;
+        assert_eq!(
+            founding_voters(&meta, &meta.map.shards[0]),
+            None,
+            "it has moved"
+        );
     }
 }

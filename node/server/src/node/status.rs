@@ -9,13 +9,15 @@ use std::time::Duration;
 use carillon_core::ids::ShardId;
 use carillon_proto::admin::replica_status::Role as RoleStatus;
 use carillon_proto::admin::{NodeStatus, ReplicaStatus};
-use carillon_proto::internal::{ShardReplica, StatusResponse};
-use carillon_raft::Role;
+use carillon_proto::internal::{
+    FollowerStatus, GroupConfig, GroupMember, GroupStatus, ShardReplica, StatusResponse,
+};
+use carillon_raft::{Member, Role};
 
 use super::{Node, RETRY_INTERVAL};
-use crate::meta::META_SHARD;
 use crate::metrics::Observed;
 use crate::shard::Replica;
+use carillon_core::map::META_SHARD;
 
 /// A leader whose majority says nothing for this long is not counted as one.
 const MAJORITY_SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -181,6 +183,7 @@ impl Node {
         };
         ShardReplica {
             shard_id: replica.shard().0,
+            group: (status.role == Role::Leader).then(|| group_status(&status)),
             status: Some(ReplicaStatus {
                 node_id: self.config.node_id,
                 replica_id: replica.group().me().replica.0,
@@ -196,5 +199,34 @@ impl Node {
                 },
             }),
         }
+    }
+}
+
+fn group_status(status: &carillon_raft::GroupStatus) -> GroupStatus {
+    let members = |members: &[Member]| members.iter().map(group_member).collect();
+    let followers = status.followers.iter().map(|follower| FollowerStatus {
+        replica_id: follower.member.replica.0,
+        lag_entries: follower.lag_entries,
+        answered_ms_ago: follower
+            .answered_ago
+            .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+    });
+    GroupStatus {
+        config: status.config.map(|config| GroupConfig {
+            term: config.term,
+            leader_replica_id: config.leader.0,
+            index: config.index,
+        }),
+        changing: status.changing,
+        voters: members(&status.voters),
+        learners: members(&status.learners),
+        followers: followers.collect(),
+    }
+}
+
+fn group_member(member: &Member) -> GroupMember {
+    GroupMember {
+        replica_id: member.replica.0,
+        node_id: member.node.0,
     }
 }

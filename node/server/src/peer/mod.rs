@@ -89,8 +89,28 @@ pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
 }
 
 impl Peers {
+    /// Links this node with all others of the cluster, as they come and go.
+    pub async fn follow_nodes(self: Arc<Self>) {
+        let mut changes = self.cluster.watch_meta();
+        loop {
+            let meta = changes.borrow_and_update().clone();
+            if meta.map.nodes.is_empty() {
+                self.identity
+                    .peers()
+                    .keys()
+                    .for_each(|peer| self.add(*peer));
+            }
+            for node in &meta.map.nodes {
+                self.add(node.node_id);
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Knows a peer: makes its links, and dials them when that is this node's part.
-    pub fn add(self: &Arc<Self>, peer: NodeId, address: String) {
+    fn add(self: &Arc<Self>, peer: NodeId) {
         if peer == self.cluster.me() || self.cluster.relay(peer).is_some() {
             return;
         }
@@ -99,26 +119,35 @@ impl Peers {
         let raft = self.links.link(peer);
         if self.cluster.me() < peer {
             for (kind, link) in [(LinkKind::Raft, raft), (LinkKind::Relay, relay)] {
-                tokio::spawn(self.clone().dial(kind, link, address.clone()));
+                tokio::spawn(self.clone().dial(kind, link));
             }
         }
     }
 
-    async fn dial(self: Arc<Self>, kind: LinkKind, link: Arc<Link>, address: String) {
+    /// Keeps a link to a peer, wherever it is reached at the time, until the peer is no longer
+    /// of the cluster.
+    async fn dial(self: Arc<Self>, kind: LinkKind, link: Arc<Link>) {
+        let peer = link.peer();
         let mut backoff = DIAL_BACKOFF_MIN;
-        loop {
+        while let Some(address) = self.identity.peer_address(peer, &self.cluster.meta()) {
             match self.connect(kind, &link, &address).await {
                 Ok((epoch, inbound)) => {
                     backoff = DIAL_BACKOFF_MIN;
                     self.clone().serve(kind, link.clone(), epoch, inbound).await;
                 }
                 Err(error) => {
-                    tracing::debug!(peer = link.peer().0, ?kind, %error, "no link to the peer");
+                    tracing::debug!(peer = peer.0, ?kind, %error, "no link to the peer");
                 }
             }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(DIAL_BACKOFF_MAX);
         }
+        tracing::info!(
+            peer = peer.0,
+            ?kind,
+            "is not linked any more: it left the cluster"
+        );
+        self.cluster.remove_relay(peer);
     }
 
     async fn connect(

@@ -5,14 +5,19 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::ids::{NodeId, ReplicaId, ShardId};
+use carillon_core::map::{JoinToken, MetaCommand, MetaRefusal, MetaReply, NodeInfo};
+use carillon_core::placement::Zone;
 use carillon_proto::admin::ReplicaChecksum;
+use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
-    ChecksumRequest, ChecksumResponse, FlushRequest, FlushResponse, IdentifyRequest,
-    IdentifyResponse, InstallSnapshotResponse, Packet, SnapshotChunk, StartChecksumResponse,
+    ChangeMembersRequest, ChangeMembersResponse, ChecksumRequest, ChecksumResponse, FlushRequest,
+    FlushResponse, GroupMember, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse,
+    JoinRequest, JoinResponse, KnownNode, Packet, SnapshotChunk, StartChecksumResponse,
     StatusRequest, StatusResponse, TransferRequest, TransferResponse,
 };
+use carillon_raft::{Member, MemberChange, Position};
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,6 +28,8 @@ use crate::shard::Replica;
 
 /// A leader that does not hand over within this keeps leading.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the meta group may take to give a new node its number.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A checksum of a large shard reads all of it.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -172,6 +179,93 @@ impl Peer for PeerService {
             .await
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(TransferResponse {}))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let request = request.into_inner();
+        let meta = self.peers.cluster.meta();
+        if !meta.exists() {
+            let text = "this node has no cluster yet, or does not know it yet";
+            return Err(Status::unavailable(text));
+        }
+        if request.cluster_name != meta.cluster_name {
+            return Err(Status::failed_precondition(format!(
+                "this cluster is called {:?}, not {:?}; check cluster_name and join.peers",
+                meta.cluster_name, request.cluster_name
+            )));
+        }
+        let command = MetaCommand::JoinNode {
+            node: NodeInfo {
+                node_id: NodeId(0),
+                identity: request.identity,
+                client_address: request.client_address,
+                peer_address: request.peer_address,
+                zone: Zone(request.zone),
+                weight: request.weight,
+                capacity_bytes: request.capacity_bytes,
+            },
+            token: JoinToken(request.join_token),
+            at: crate::shard::now(),
+        };
+        let deadline = tokio::time::Instant::now() + JOIN_TIMEOUT;
+        let reply = self.peers.router.meta(command, deadline).await;
+        let reply = reply.map_err(|error| Status::unavailable(error.to_string()))?;
+        let node_id = match reply {
+            MetaReply::Joined { node_id, .. } => node_id,
+            MetaReply::Refused(refusal @ MetaRefusal::WrongToken) => {
+                return Err(Status::permission_denied(refusal.to_string()));
+            }
+            MetaReply::Refused(refusal) => {
+                return Err(Status::failed_precondition(refusal.to_string()));
+            }
+            other => {
+                let text = format!("the meta group answered with {other:?}");
+                return Err(Status::internal(text));
+            }
+        };
+        let nodes = meta.map.nodes.iter().map(|node| KnownNode {
+            node_id: node.node_id.0,
+            identity: node.identity.clone(),
+            client_address: node.client_address.clone(),
+            peer_address: node.peer_address.clone(),
+        });
+        Ok(Response::new(JoinResponse {
+            cluster_id: meta.cluster_id.clone(),
+            node_id: node_id.0,
+            nodes: nodes.collect(),
+        }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersResponse>, Status> {
+        let (_, request) = self.admitted(request)?;
+        let member = |member: GroupMember| Member {
+            replica: ReplicaId(member.replica_id),
+            node: NodeId(member.node_id),
+        };
+        let change = match request.change {
+            Some(Change::AddLearner(learner)) => MemberChange::AddLearner(member(learner)),
+            Some(Change::RemoveLearner(learner)) => MemberChange::RemoveLearner(member(learner)),
+            Some(Change::Voters(voters)) => MemberChange::Voters {
+                voters: voters.voters.into_iter().map(member).collect(),
+                retain: false,
+            },
+            None => return Err(Status::invalid_argument("change is missing")),
+        };
+        let from = request
+            .from
+            .ok_or_else(|| Status::invalid_argument("from is missing"))?;
+        let from = Position {
+            term: from.term,
+            leader: ReplicaId(from.leader_replica_id),
+            index: from.index,
+        };
+        let replica = self.replica(request.shard_id)?;
+        let changed = replica.group().change_members(change, from).await;
+        changed.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        Ok(Response::new(ChangeMembersResponse {}))
     }
 
     async fn flush(

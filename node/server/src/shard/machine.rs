@@ -3,6 +3,7 @@
 //! Owner of the state: the shard's part of the state store, through [`ShardStore`], and the
 //! clock of message ids. Invariant: state, clock and applied record change in one write.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use carillon_core::ids::{ConversationId, Seq, ShardId};
 use carillon_core::records::{MessageRecord, ShardClock};
 use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
 use carillon_store::ShardStore;
+use tokio::sync::oneshot;
 
 use super::checksums::Checksums;
 use crate::fanout::Fanout;
@@ -31,7 +33,12 @@ pub struct ShardMachine {
     fanout: Arc<Fanout>,
     checksums: Arc<Checksums>,
     stored: Vec<(ConversationId, Seq, MessageRecord)>,
+    /// Dropped with the machine, after the store's shard.
+    _lives: oneshot::Sender<Infallible>,
 }
+
+/// Resolves when a machine is gone, and with it its hold on the shard's part of the store.
+pub type MachineEnded = oneshot::Receiver<Infallible>;
 
 impl ShardMachine {
     /// The machine over a shard's part of the store.
@@ -41,9 +48,10 @@ impl ShardMachine {
         leading: Arc<AtomicBool>,
         fanout: Arc<Fanout>,
         checksums: Arc<Checksums>,
-    ) -> Self {
+    ) -> (Self, MachineEnded) {
         let (shard, clock) = (state.id(), state.clock());
-        Self {
+        let (lives, ended) = oneshot::channel();
+        let machine = Self {
             shard,
             flusher,
             state,
@@ -52,7 +60,9 @@ impl ShardMachine {
             fanout,
             checksums,
             stored: Vec::new(),
-        }
+            _lives: lives,
+        };
+        (machine, ended)
     }
 }
 

@@ -32,6 +32,7 @@ use prost::Message as _;
 
 use self::beat::Beat;
 use self::checksums::Checksums;
+use self::machine::MachineEnded;
 use self::queue::{Leading, NotTaken, Origin, Proposal, Queue};
 use self::subscribers::Subscribers;
 use crate::cluster::{Cluster, Route};
@@ -84,6 +85,9 @@ pub struct Replica {
     leading: Arc<AtomicBool>,
     subscribers: Mutex<Subscribers>,
     checksums: Arc<Checksums>,
+    /// It is being deleted.
+    retired: AtomicBool,
+    machine_ended: Mutex<Option<MachineEnded>>,
     me: Weak<Replica>,
 }
 
@@ -96,6 +100,7 @@ impl Replica {
         config: RaftConfig,
         leading: Arc<AtomicBool>,
         checksums: Arc<Checksums>,
+        machine_ended: Option<MachineEnded>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             shard: group.shard(),
@@ -108,6 +113,8 @@ impl Replica {
             leading,
             subscribers: Mutex::new(Subscribers::default()),
             checksums,
+            retired: AtomicBool::new(false),
+            machine_ended: Mutex::new(machine_ended),
             me: me.clone(),
         })
     }
@@ -546,6 +553,26 @@ impl Replica {
         leads
     }
 
+    /// Stops the replica for good, and returns when nothing of it uses the store or the log any
+    /// more, but readers that are on their way.
+    pub async fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.stop();
+        self.leading.store(false, Ordering::Release);
+        self.services.fanout.on_leading(self.shard, false);
+        self.group.shutdown().await;
+        let ended = self.machine_ended.lock().take();
+        if let Some(ended) = ended {
+            // Its sender is dropped, never used.
+            let _ = ended.await;
+        }
+    }
+
+    /// It is being deleted.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
     /// Nothing is taken any more; what waits is given back.
     pub fn stop(&self) {
         let waiting = self.queue.lock().drain();
@@ -570,7 +597,7 @@ fn encode_entry(proposals: Vec<Proposal>) -> (Bytes, Vec<Origin>) {
 }
 
 /// The leader's clock; the state machine keeps times from going back.
-fn now() -> TimestampMs {
+pub fn now() -> TimestampMs {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,0 +1,331 @@
+//! The hands of the meta group's leader: looks at all nodes and groups, asks
+//! `carillon_core::steering` what to do, and does it, again and again.
+//!
+//! Owner of the state: [`Sight`], since when nodes are silent, of this leadership only; and
+//! what is waited for, for people. Everything else is in the meta group's state, so the next
+//! leader goes on where this one stopped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use carillon_core::ids::{NodeId, ReplicaId, ShardId};
+use carillon_core::map::{ConfigVersion, META_SHARD, MetaReply, Replica as Placed};
+use carillon_core::steering::{
+    FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, Wait, plan,
+};
+use carillon_proto::internal::change_members_request::Change;
+use carillon_proto::internal::{
+    ChangeMembersRequest, GroupConfig, GroupMember, GroupStatus, GroupVoters, ShardReplica,
+    StatusResponse, TransferRequest,
+};
+use carillon_raft::{Member, MemberChange, Position};
+
+use super::Node;
+use super::replicas::meta_member;
+use crate::shard::Replica;
+
+/// How often it is looked; a change of the meta group's state is looked at once.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the confirmation may take that this node leads the meta group.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one step may take; what it began goes on, and is seen the next time.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// A follower that answered within this counts as answering.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// When each node was last heard, by this leader.
+#[derive(Debug, Default)]
+struct Sight {
+    heard: HashMap<NodeId, Instant>,
+}
+
+impl Sight {
+    /// A node that this leader has never heard is silent since it was first looked for.
+    fn node(&mut self, node: NodeId, now: Instant, status: Option<&StatusResponse>) -> NodeSeen {
+        let heard = self.heard.entry(node).or_insert(now);
+        let Some(status) = status else {
+            let silent_ms = now.duration_since(*heard).as_millis();
+            return NodeSeen {
+                up: false,
+                silent_ms: u64::try_from(silent_ms).unwrap_or(u64::MAX),
+                is_stopping: false,
+            };
+        };
+        *heard = now;
+        NodeSeen {
+            up: true,
+            silent_ms: 0,
+            is_stopping: status.node.as_ref().is_some_and(|node| node.draining),
+        }
+    }
+}
+
+impl Node {
+    /// Steers the cluster whenever this node leads the meta group, until it stops.
+    pub(super) async fn steer(self: Arc<Self>) {
+        let mut sight = Sight::default();
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut changes = self.cluster().watch_meta();
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            if self.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            let Some(meta_group) = self.leads_meta().await else {
+                sight = Sight::default();
+                self.waits.lock().clear();
+                continue;
+            };
+            changes.borrow_and_update();
+            let seen = self.look(&mut sight, &meta_group).await;
+            let Plan { steps, waits } = plan(&self.cluster().meta(), &seen);
+            *self.waits.lock() = waits;
+            for step in steps {
+                let what = format!("{step:?}");
+                let done = tokio::time::timeout(STEP_TIMEOUT, self.take_step(step, &meta_group));
+                match done.await {
+                    Ok(Ok(())) => tracing::info!(step = what, "steers"),
+                    Ok(Err(reason)) => tracing::info!(step = what, reason, "a step was not taken"),
+                    Err(_) => tracing::warn!(step = what, "a step takes long; it is looked again"),
+                }
+            }
+        }
+    }
+
+    /// What the meta group's leader waits for, as of its last look; empty on other nodes.
+    pub fn steering_waits(&self) -> Vec<Wait> {
+        self.waits.lock().clone()
+    }
+
+    /// The meta group's replica, when this node leads it for sure, and has applied what was
+    /// committed before.
+    async fn leads_meta(&self) -> Option<Arc<Replica>> {
+        let replica = self.cluster().replica(META_SHARD)?;
+        if !replica.leads() || !self.cluster().meta().exists() {
+            return None;
+        }
+        let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, replica.group().read_index());
+        matches!(confirmed.await, Ok(Ok(()))).then_some(replica)
+    }
+
+    async fn look(&self, sight: &mut Sight, meta_group: &Replica) -> Seen {
+        let mut statuses = self.calls.statuses().await;
+        statuses.insert(self.config.node(), Some(self.status()));
+        let now = Instant::now();
+        let nodes = statuses
+            .iter()
+            .map(|(node, status)| (*node, sight.node(*node, now, status.as_ref())))
+            .collect();
+        let mut led: BTreeMap<ShardId, (u64, ShardSeen)> = BTreeMap::new();
+        for (node, status) in &statuses {
+            for replica in status.iter().flat_map(|status| &status.replicas) {
+                let shard = ShardId(replica.shard_id);
+                let Some((term, seen)) = shard_seen(*node, replica) else {
+                    continue;
+                };
+                // One that was away may still believe that it leads.
+                if shard != META_SHARD && led.get(&shard).is_none_or(|known| known.0 < term) {
+                    led.insert(shard, (term, seen));
+                }
+            }
+        }
+        let shards = led.into_iter().map(|(shard, (_, seen))| (shard, seen));
+        Seen {
+            now: crate::shard::now(),
+            nodes,
+            shards: shards.collect(),
+            meta: meta_seen(self.config.node(), meta_group),
+        }
+    }
+
+    async fn take_step(&self, step: Step, meta_group: &Replica) -> Result<(), String> {
+        match step {
+            Step::Propose(command) => {
+                let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
+                match self.services.router.meta(command, deadline).await {
+                    Ok(MetaReply::Refused(refusal)) => Err(refusal.to_string()),
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+            Step::AddLearner {
+                shard_id,
+                leader,
+                replica,
+                config,
+            } => {
+                let change = Change::AddLearner(group_member(&replica));
+                self.change(shard_id, leader, change, config).await
+            }
+            Step::RemoveLearner {
+                shard_id,
+                leader,
+                replica,
+                config,
+            } => {
+                let change = Change::RemoveLearner(group_member(&replica));
+                self.change(shard_id, leader, change, config).await
+            }
+            Step::ChangeVoters {
+                shard_id,
+                leader,
+                voters,
+                config,
+            } => {
+                let voters = voters.iter().map(group_member).collect();
+                let change = Change::Voters(GroupVoters { voters });
+                self.change(shard_id, leader, change, config).await
+            }
+            Step::TransferLeader { shard_id, from, to } => {
+                let (shard_id, to_node) = (shard_id.0, to.0);
+                let request = TransferRequest { shard_id, to_node };
+                let mut client = self.calls.client(from).map_err(|error| error.to_string())?;
+                let moved = client.transfer(request).await;
+                moved
+                    .map(drop)
+                    .map_err(|status| status.message().to_owned())
+            }
+            Step::MetaAddLearner { node_id, config } => {
+                let change = MemberChange::AddLearner(meta_member(node_id));
+                change_meta(meta_group, change, config).await
+            }
+            Step::MetaRemoveLearner { node_id, config } => {
+                let change = MemberChange::RemoveLearner(meta_member(node_id));
+                change_meta(meta_group, change, config).await
+            }
+            Step::MetaChangeVoters { voters, config } => {
+                let change = MemberChange::Voters {
+                    voters: voters.into_iter().map(meta_member).collect(),
+                    retain: true,
+                };
+                change_meta(meta_group, change, config).await
+            }
+        }
+    }
+
+    /// Changes the members of a shard's group where it is led.
+    async fn change(
+        &self,
+        shard: ShardId,
+        leader: NodeId,
+        change: Change,
+        config: ConfigVersion,
+    ) -> Result<(), String> {
+        let request = ChangeMembersRequest {
+            shard_id: shard.0,
+            from: Some(GroupConfig {
+                term: config.term,
+                leader_replica_id: config.leader.0,
+                index: config.index,
+            }),
+            change: Some(change),
+        };
+        let mut client = self
+            .calls
+            .client(leader)
+            .map_err(|error| error.to_string())?;
+        let changed = client.change_members(request).await;
+        changed
+            .map(drop)
+            .map_err(|status| status.message().to_owned())
+    }
+}
+
+async fn change_meta(
+    meta_group: &Replica,
+    change: MemberChange,
+    config: ConfigVersion,
+) -> Result<(), String> {
+    let from = Position {
+        term: config.term,
+        leader: config.leader,
+        index: config.index,
+    };
+    let changed = meta_group.group().change_members(change, from).await;
+    changed.map_err(|error| error.to_string())
+}
+
+fn group_member(replica: &Placed) -> GroupMember {
+    GroupMember {
+        replica_id: replica.replica_id.0,
+        node_id: replica.node_id.0,
+    }
+}
+
+/// What a node says of a group that it leads, and in which term.
+fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)> {
+    let GroupStatus {
+        config,
+        changing,
+        voters,
+        learners,
+        followers,
+    } = replica.group.as_ref()?;
+    let (config, status) = (config.as_ref()?, replica.status.as_ref()?);
+    let placed = |members: &[GroupMember]| {
+        let placed = members.iter().map(|member| Placed {
+            replica_id: ReplicaId(member.replica_id),
+            node_id: NodeId(member.node_id),
+        });
+        placed.collect()
+    };
+    let within = ANSWERS_WITHIN.as_millis() as u64;
+    let followers = followers.iter().map(|follower| {
+        let seen = FollowerSeen {
+            lag_entries: follower.lag_entries,
+            answers: follower.answered_ms_ago.is_some_and(|ago| ago <= within),
+        };
+        (ReplicaId(follower.replica_id), seen)
+    });
+    let seen = ShardSeen {
+        leader,
+        config: ConfigVersion {
+            term: config.term,
+            leader: ReplicaId(config.leader_replica_id),
+            index: config.index,
+        },
+        voters: placed(voters),
+        learners: placed(learners),
+        changing: *changing,
+        followers: followers.collect(),
+        size_bytes: status.state_bytes,
+        // Not measured yet: leaders and bytes are what is balanced.
+        load_per_second: 0,
+    };
+    Some((status.term, seen))
+}
+
+fn meta_seen(me: NodeId, meta_group: &Replica) -> MetaSeen {
+    let status = meta_group.group().status();
+    let config = status
+        .config
+        .map_or_else(ConfigVersion::default, |config| ConfigVersion {
+            term: config.term,
+            leader: config.leader,
+            index: config.index,
+        });
+    let nodes = |members: &[Member]| members.iter().map(|member| member.node).collect();
+    let followers = status.followers.iter().map(|follower| {
+        let seen = FollowerSeen {
+            lag_entries: follower.lag_entries,
+            answers: follower
+                .answered_ago
+                .is_some_and(|ago| ago <= ANSWERS_WITHIN),
+        };
+        (follower.member.node, seen)
+    });
+    MetaSeen {
+        leader: me,
+        config,
+        voters: nodes(&status.voters),
+        learners: nodes(&status.learners),
+        changing: status.changing,
+        followers: followers.collect(),
+    }
+}
