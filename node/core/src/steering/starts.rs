@@ -1,0 +1,201 @@
+//! Starts moves: repair before drain before balance, within the policy's limits. Keeps no
+//! state.
+//!
+//! Invariants: a move starts only onto an active node that answers and has room, and only of
+//! a shard that has a leader, a majority and the voters of the map; nothing is balanced while
+//! anything is wrong.
+
+use std::collections::BTreeMap;
+
+use super::moves::same;
+use super::problem::{Wish, Wishes, size_bytes};
+use super::{Planner, Wait};
+use crate::ids::{Epoch, NodeId, ShardId};
+use crate::map::{MetaCommand, MoveReason, ShardDescriptor, Standing};
+
+impl Planner<'_> {
+    pub(super) fn plan_starts(&mut self, wishes: &Wishes) {
+        for shortfall in &wishes.shortfalls {
+            let shard_id = shortfall.shard_id;
+            self.wait_for_shard(shard_id, format!("shard {shard_id}: {}", shortfall.reason));
+        }
+        if self.epoch_changes {
+            // Refused by the time it would be applied: the next plan starts moves.
+            return;
+        }
+        let unrest = self.unrest();
+        let mut wanted: Vec<&Wish> = wishes.moves.iter().collect();
+        wanted.sort_by_key(|wish| (wish.reason, wish.shard_id));
+        let mut starts = Starts::default();
+        for wish in wanted {
+            if wish.reason == MoveReason::Balance
+                && let Some(why) = &unrest
+            {
+                self.wait_for_shard(wish.shard_id, format!("nothing is balanced: {why}"));
+                break;
+            }
+            match self.hindrance(wish, &starts) {
+                None => self.start(wish, wishes, &mut starts),
+                Some(wait) if self.plan.waits.len() < super::WAITS_MAX => {
+                    self.plan.waits.push(wait);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Why nothing is balanced now.
+    pub(super) fn unrest(&self) -> Option<String> {
+        let state = self.state;
+        if !state.policy.balance {
+            return Some("the policy says so".to_owned());
+        }
+        for (node, standing) in &state.standings {
+            let node = *node;
+            match standing {
+                Standing::Lost if state.replicas_on(node) == 0 => {}
+                Standing::Active | Standing::Cordoned => {
+                    if !self.seen.stays_up(node) {
+                        return Some(format!("node {node} is silent or stopping"));
+                    }
+                }
+                other => return Some(format!("node {node} is {other}")),
+            }
+        }
+        let mut shards = state.map.shards.iter();
+        let unseen = shards.find(|shard| !self.seen.shards.contains_key(&shard.shard_id));
+        unseen.map(|shard| format!("shard {} has no leader", shard.shard_id))
+    }
+
+    /// Why the move cannot start now.
+    fn hindrance(&self, wish: &Wish, starts: &Starts) -> Option<Wait> {
+        let shard_id = wish.shard_id;
+        let wait = |node_id, text: String| {
+            Some(Wait {
+                node_id,
+                shard_id: Some(shard_id),
+                text: format!("the {} of shard {shard_id} waits: {text}", wish.reason),
+            })
+        };
+        let policy = &self.state.policy;
+        let running = self.state.moves.len() + starts.count;
+        if running >= policy.moves_max as usize {
+            return wait(None, format!("{running} moves run"));
+        }
+        if starts.shards.contains_key(&shard_id) {
+            return wait(None, "its shard moves already".to_owned());
+        }
+        for node in wish.to.into_iter().chain(wish.from) {
+            let moves = self.state.moves_of(node) + starts.of(node);
+            let works = self.standing(node) != Some(Standing::Lost);
+            if works && moves >= policy.moves_per_node_max {
+                return wait(
+                    Some(node),
+                    format!("node {node} takes part in {moves} moves"),
+                );
+            }
+        }
+        if let Some(to) = wish.to {
+            if self.standing(to) != Some(Standing::Active) || !self.seen.stays_up(to) {
+                return wait(Some(to), format!("node {to} is silent or stopping"));
+            }
+            if !self.has_room(to, shard_id, starts) {
+                return wait(
+                    Some(to),
+                    format!("node {to} has no room before others have left it"),
+                );
+            }
+        }
+        let shard = self.state.map.shard(shard_id)?;
+        self.group_hindrance(shard)
+            .and_then(|why| wait(None, why.to_owned()))
+    }
+
+    /// Why the shard's group is in no state to move.
+    fn group_hindrance(&self, shard: &ShardDescriptor) -> Option<&'static str> {
+        let Some(seen) = self.seen.shards.get(&shard.shard_id) else {
+            return Some("it has no leader");
+        };
+        if seen.changing || self.changing.contains(&shard.shard_id) {
+            return Some("its group's members are changing");
+        }
+        if !same(&seen.voters, &shard.replicas) {
+            return Some("its group has other voters than the map");
+        }
+        (!seen.has_majority(&seen.voters)).then_some("most of its replicas are silent")
+    }
+
+    /// The node has room for the shard beside all that it has or is to get.
+    fn has_room(&self, node: NodeId, shard_id: ShardId, starts: &Starts) -> bool {
+        let state = self.state;
+        let Some(info) = state.map.node(node) else {
+            return false;
+        };
+        let holds = |shard: &&ShardDescriptor| {
+            let id = shard.shard_id;
+            id == shard_id
+                || state.replica_for(id, node).is_some()
+                || starts.shards.get(&id) == Some(&Some(node))
+        };
+        let shards = state.map.shards.iter().filter(holds);
+        let sizes = shards.map(|shard| size_bytes(self.seen.shards.get(&shard.shard_id)));
+        sizes.map(u128::from).sum::<u128>() <= u128::from(info.capacity_bytes)
+    }
+
+    fn start(&mut self, wish: &Wish, wishes: &Wishes, starts: &mut Starts) {
+        let Some(shard) = self.state.map.shard(wish.shard_id) else {
+            return;
+        };
+        let Some(preferred_leader) = self.leader_after(shard, wish, wishes) else {
+            return;
+        };
+        // Each start that is applied changes the epoch.
+        let epoch = Epoch(self.state.map.epoch.0 + starts.count as u64);
+        self.propose(MetaCommand::StartMove {
+            shard_id: wish.shard_id,
+            to: wish.to,
+            from: wish.from,
+            preferred_leader,
+            reason: wish.reason,
+            epoch,
+            at: self.seen.now,
+        });
+        starts.count += 1;
+        starts.shards.insert(wish.shard_id, wish.to);
+        for node in wish.to.into_iter().chain(wish.from) {
+            *starts.nodes.entry(node).or_default() += 1;
+        }
+    }
+
+    /// The node that is to lead the shard after the move.
+    fn leader_after(
+        &self,
+        shard: &ShardDescriptor,
+        wish: &Wish,
+        wishes: &Wishes,
+    ) -> Option<NodeId> {
+        let now = shard.replicas.iter().map(|replica| replica.node_id);
+        let after = now.filter(|node| Some(*node) != wish.from).chain(wish.to);
+        let wanted = wishes.leaders.get(&shard.shard_id).copied();
+        after.min_by_key(|node| {
+            let may_lead = self.standing(*node).is_some_and(Standing::may_lead);
+            let kept = *node == shard.preferred_leader;
+            (!may_lead, Some(*node) != wanted, !kept, *node)
+        })
+    }
+}
+
+/// What a plan starts.
+#[derive(Default)]
+struct Starts {
+    count: usize,
+    /// Where each shard goes.
+    shards: BTreeMap<ShardId, Option<NodeId>>,
+    nodes: BTreeMap<NodeId, u32>,
+}
+
+impl Starts {
+    fn of(&self, node: NodeId) -> u32 {
+        self.nodes.get(&node).copied().unwrap_or(0)
+    }
+}
