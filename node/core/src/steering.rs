@@ -42,6 +42,9 @@ use crate::map::{MetaCommand, MetaState, Standing};
 pub const WAITS_MAX: usize = 64;
 
 /// What to do next. Without steps all is as it should be, or what is missing is waited for.
+///
+/// `state` is read before `seen` is collected: a learner that is not there although its move
+/// is being cancelled must have been missing after that was known.
 pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     if !state.exists() {
         return Plan::default();

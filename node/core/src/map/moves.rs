@@ -10,6 +10,7 @@
 //! none is given again; a shard's replicas are on different nodes, after the move too; a
 //! move that only removes leaves the replication factor.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::events::EventKind;
@@ -436,13 +437,15 @@ pub(super) fn set_preferred_leaders(
             return Err(MetaRefusal::NoReplicaThere { shard_id, node_id });
         }
     }
+    // The last one counts for a shard that is listed twice.
+    let leaders: BTreeMap<ShardId, NodeId> = leaders.iter().copied().collect();
     let mut changed = false;
-    for (shard_id, node_id) in leaders.iter().copied() {
-        let mut shards = state.map.shards.iter_mut();
-        let shard = shards.find(|shard| shard.shard_id == shard_id);
-        let shard = shard.expect("it was looked for above");
-        changed |= shard.preferred_leader != node_id;
-        prefer(shard, node_id);
+    for shard in &mut state.map.shards {
+        let wanted = leaders.get(&shard.shard_id).copied();
+        if let Some(node_id) = wanted.filter(|node| *node != shard.preferred_leader) {
+            prefer(shard, node_id);
+            changed = true;
+        }
     }
     if changed {
         state.next_epoch();

@@ -54,11 +54,12 @@ pub fn drain_status(state: &MetaState, seen: &Seen, node: NodeId) -> DrainStatus
     }
     let is_up = seen.is_up(node);
     status.done = match state.standing(node) {
-        Some(Standing::DRAINING_FOR_REMOVAL | Standing::Lost) => {
+        Some(Standing::DRAINING_FOR_REMOVAL) => {
             status.replicas_left == 0
                 && (status.leaders_left == 0 || !is_up)
                 && !seen.meta.voters.contains(&node)
         }
+        Some(Standing::Lost) => status.replicas_left == 0,
         // What it led has a new leader already when it is silent, or waits for one anyway.
         Some(Standing::DRAINING_FOR_RESTART) => status.leaders_left == 0,
         None => true,

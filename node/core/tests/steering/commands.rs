@@ -1,0 +1,134 @@
+//! Random commands in any order keep the invariants of the meta group's state, and are all
+//! written and read back as they are.
+
+use carillon_core::map::{
+    ConfigVersion, JoinToken, MetaCommand, MetaReply, MetaState, MoveId, MoveReason, NodeInfo,
+    Policy, Standing, apply_meta, initial_map,
+};
+use carillon_core::placement::Zone;
+use carillon_core::{Epoch, NodeId, ShardId, TimestampMs};
+use proptest::prelude::*;
+
+use crate::invariants::state::{check_change, check_invariants};
+
+fn node(id: u64, address: u64) -> NodeInfo {
+    NodeInfo {
+        node_id: NodeId(id),
+        identity: format!("identity-{id}"),
+        client_address: format!("host-{address}:7000"),
+        peer_address: format!("host-{address}:8000"),
+        zone: Zone(format!("zone-{}", address % 2)),
+        weight: 1,
+        capacity_bytes: u64::MAX,
+    }
+}
+
+fn any_standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![
+        3 => Just(Standing::Active),
+        1 => Just(Standing::Cordoned),
+        1 => Just(Standing::DRAINING_FOR_RESTART),
+        2 => Just(Standing::DRAINING_FOR_REMOVAL),
+        1 => Just(Standing::Lost),
+    ]
+}
+
+fn any_config() -> impl Strategy<Value = ConfigVersion> {
+    (1u64..3, 1u64..3).prop_map(|(term, index)| ConfigVersion { term, index })
+}
+
+/// Commands of which most name what there is. Moves start on the map as it is when they are
+/// applied: the epoch is put in then, unless it is to be wrong.
+fn any_command() -> impl Strategy<Value = MetaCommand> {
+    let at = TimestampMs(7);
+    let node_id = || (1u64..8).prop_map(NodeId);
+    let shard_id = || (1u32..4).prop_map(ShardId);
+    let move_id = || (1u64..7).prop_map(MoveId);
+    let reason = prop_oneof![
+        Just(MoveReason::Repair),
+        Just(MoveReason::Drain),
+        Just(MoveReason::Balance),
+        Just(MoveReason::Asked),
+    ];
+    prop_oneof![
+        2 => (4u64..9, 1u64..8, any::<bool>()).prop_map(move |(id, address, knows)| {
+            let token = if knows { "secret" } else { "" };
+            MetaCommand::JoinNode { node: node(id, address), token: JoinToken(token.to_owned()), at }
+        }),
+        1 => (1u64..8, 1u64..8).prop_map(|(id, address)| MetaCommand::UpdateNode { node: node(id, address) }),
+        4 => (node_id(), any_standing(), any::<bool>()).prop_map(move |(node_id, standing, forced)| {
+            MetaCommand::SetStanding { node_id, standing, forced, at }
+        }),
+        3 => node_id().prop_map(move |node_id| MetaCommand::ForgetNode { node_id, at }),
+        2 => prop::collection::vec((shard_id(), node_id()), 0..3)
+            .prop_map(|leaders| MetaCommand::SetPreferredLeaders { leaders }),
+        1 => (0u32..3, 0u32..3).prop_map(move |(moves_max, moves_per_node_max)| MetaCommand::SetPolicy {
+            policy: Policy { moves_max, moves_per_node_max, ..Policy::default() },
+            at,
+        }),
+        9 => (
+            shard_id(), prop::option::weighted(0.9, node_id()), prop::option::weighted(0.9, node_id()),
+            node_id(), reason, prop::bool::weighted(0.9),
+        ).prop_map(move |(shard_id, to, from, leader, reason, right)| MetaCommand::StartMove {
+            shard_id, to, from, preferred_leader: leader, reason, epoch: Epoch(u64::from(right)), at,
+        }),
+        4 => (move_id(), any_config()).prop_map(|(move_id, config)| MetaCommand::SwitchMove { move_id, config }),
+        1 => (move_id(), any_config()).prop_map(|(move_id, config)| MetaCommand::RewindMove { move_id, config }),
+        1 => move_id().prop_map(|move_id| MetaCommand::CancelMove { move_id }),
+        3 => move_id().prop_map(move |move_id| MetaCommand::FinishMove { move_id, at }),
+        2 => move_id().prop_map(move |move_id| MetaCommand::EndCancelledMove { move_id, at }),
+        1 => "[a-z]{0,3}".prop_map(move |token| MetaCommand::RotateJoinToken { token: JoinToken(token), at }),
+    ]
+}
+
+fn created(replication_factor: u32) -> MetaState {
+    let nodes: Vec<NodeInfo> = (1..=4).map(|id| node(id, id)).collect();
+    let map = initial_map(&nodes, 3, replication_factor).expect("a map");
+    let mut state = MetaState::default();
+    let command = MetaCommand::CreateCluster {
+        cluster_id: "c1".to_owned(),
+        cluster_name: String::new(),
+        join_token: JoinToken("secret".to_owned()),
+        replication_factor,
+        nodes,
+        shards: map.shards,
+        at: TimestampMs(1),
+    };
+    apply_meta(&mut state, command);
+    state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn commands_in_any_order_keep_the_invariants(
+        replication_factor in 1u32..4,
+        commands in prop::collection::vec(any_command(), 1..80),
+    ) {
+        let mut state = created(replication_factor);
+        check_invariants(&state);
+        for mut command in commands {
+            if let MetaCommand::StartMove { epoch, .. } = &mut command
+                && *epoch == Epoch(1)
+            {
+                *epoch = state.map.epoch;
+            }
+            let bytes = command.encode();
+            prop_assert_eq!(&MetaCommand::decode(&bytes).expect("it decodes"), &command);
+            let before = state.clone();
+            let reply = apply_meta(&mut state, command.clone());
+            prop_assert_eq!(&MetaReply::decode(&reply.encode()).expect("it decodes"), &reply);
+            if matches!(reply, MetaReply::Refused(_)) {
+                prop_assert_eq!(&state, &before);
+            }
+            check_change(&before, &state);
+            check_invariants(&state);
+            prop_assert_eq!(&MetaState::decode(&state.encode()).expect("it decodes"), &state);
+            // Once more does nothing more.
+            let once = state.clone();
+            apply_meta(&mut state, command);
+            prop_assert_eq!(&state, &once);
+        }
+    }
+}

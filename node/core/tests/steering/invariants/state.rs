@@ -1,0 +1,95 @@
+//! What holds of the meta group's state after every command, whoever sends them in whatever
+//! order.
+
+use std::collections::BTreeSet;
+
+use carillon_core::map::{EVENTS_MAX, MetaState, Replica, Standing};
+use carillon_core::{NodeId, SLOTS};
+
+pub fn check_invariants(state: &MetaState) {
+    if !state.exists() {
+        return;
+    }
+    let nodes: Vec<NodeId> = state.map.nodes.iter().map(|node| node.node_id).collect();
+    assert!(nodes.is_sorted_by(|one, other| one < other), "{nodes:?}");
+    assert!(
+        nodes.iter().eq(state.standings.keys()),
+        "nodes and standings differ"
+    );
+    assert!(nodes.iter().all(|node| *node < state.next_node_id));
+    let identities: BTreeSet<&str> = state.map.nodes.iter().map(|node| &*node.identity).collect();
+    assert_eq!(identities.len(), nodes.len(), "an identity is there twice");
+    let mut replica_ids = BTreeSet::new();
+    let mut next_slot = 0;
+    for shard in &state.map.shards {
+        assert_eq!(shard.slots.first.0, next_slot);
+        next_slot = shard.slots.last.0 + 1;
+        let running = state.moves.get(&shard.shard_id);
+        check_replicas(state, &shard.replicas, &nodes);
+        assert!(shard.replica_on(shard.preferred_leader).is_some());
+        let added = running.and_then(|running| running.add);
+        for replica in shard.replicas.iter().chain(&added) {
+            assert!(
+                replica_ids.insert(replica.replica_id),
+                "{replica:?} is there twice"
+            );
+            assert!(replica.replica_id < state.next_replica_id);
+        }
+        if let Some(running) = running {
+            assert_eq!(running.shard_id, shard.shard_id);
+            assert!(running.move_id < state.next_move_id);
+            assert!(
+                running
+                    .remove
+                    .is_none_or(|gone| shard.replicas.contains(&gone))
+            );
+            let after = running.replicas_after(shard);
+            check_replicas(state, &after, &nodes);
+            let leads = |replica: &Replica| replica.node_id == running.preferred_leader;
+            assert!(after.iter().any(leads));
+        }
+    }
+    assert_eq!(next_slot, SLOTS);
+    let mut moving = state.moves.keys();
+    assert!(moving.all(|shard| state.map.shard(*shard).is_some()));
+    assert!(state.events.len() <= EVENTS_MAX);
+}
+
+fn check_replicas(state: &MetaState, replicas: &[Replica], nodes: &[NodeId]) {
+    assert!(
+        replicas.len() >= state.replication_factor as usize,
+        "{replicas:?}"
+    );
+    let on: BTreeSet<NodeId> = replicas.iter().map(|replica| replica.node_id).collect();
+    assert_eq!(
+        on.len(),
+        replicas.len(),
+        "two replicas on a node: {replicas:?}"
+    );
+    assert!(on.iter().all(|node| nodes.contains(node)), "{replicas:?}");
+}
+
+/// What holds of two states that follow each other.
+pub fn check_change(before: &MetaState, after: &MetaState) {
+    assert!(before.map.epoch <= after.map.epoch);
+    assert!(before.next_replica_id <= after.next_replica_id);
+    assert!(before.next_node_id <= after.next_node_id);
+    assert!(before.next_move_id <= after.next_move_id);
+    let same_moves = before.moves.keys().eq(after.moves.keys());
+    let same_map = before.map.shards == after.map.shards && before.map.nodes == after.map.nodes;
+    if !same_moves || !same_map || before.standings != after.standings {
+        assert!(before.map.epoch < after.map.epoch, "the epoch did not grow");
+    }
+    for node in &after.map.nodes {
+        let known = before.map.node(node.node_id);
+        assert!(known.is_none_or(|known| known.identity == node.identity));
+        assert!(known.is_some() || node.node_id >= before.next_node_id);
+    }
+    // Who is out of the registry held nothing.
+    for node in before.map.nodes.iter().map(|node| node.node_id) {
+        if after.map.node(node).is_none() {
+            assert_eq!(before.replicas_on(node), 0);
+            assert!(before.standing(node).is_some_and(Standing::is_leaving));
+        }
+    }
+}
