@@ -58,6 +58,7 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     planner.plan_leaders(&wishes);
     planner.plan_transfers();
     planner.plan_starts(&wishes);
+    planner.plan_even_leaders();
     planner.plan
 }
 

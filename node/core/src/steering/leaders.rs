@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Planner;
 use super::problem::Wishes;
+use super::{Planner, Step};
 use crate::ids::{NodeId, ShardId};
 use crate::map::{META_SHARD, MetaCommand, MoveStep, Replica, ShardDescriptor, Standing};
 
@@ -17,9 +17,9 @@ pub const LEADER_TRANSFERS_PER_NODE_MAX: usize = 4;
 pub const PREFERRED_LEADERS_MAX: usize = 512;
 
 impl Planner<'_> {
+    /// Prefers others where the preferred leader is on a node that may lead nothing.
     pub(super) fn plan_leaders(&mut self, wishes: &Wishes) {
         let state = self.state;
-        let settled = wishes.moves.is_empty() && state.moves.is_empty() && self.unrest().is_none();
         let mut led: BTreeMap<NodeId, usize> = BTreeMap::new();
         for shard in &state.map.shards {
             *led.entry(shard.preferred_leader).or_default() += 1;
@@ -27,23 +27,45 @@ impl Planner<'_> {
         let mut leaders: Vec<(ShardId, NodeId)> = Vec::new();
         for shard in &state.map.shards {
             let now = shard.preferred_leader;
-            let wanted = wishes.leaders.get(&shard.shard_id).copied();
-            let stays = self.standing(now).is_some_and(Standing::may_lead);
-            let next = if stays {
-                wanted.filter(|node| settled && shard.replica_on(*node).is_some())
-            } else {
-                self.other_leader(shard, wanted, &led)
-            };
-            let Some(next) = next.filter(|next| *next != now) else {
+            if self.standing(now).is_some_and(Standing::may_lead) {
                 continue;
-            };
-            *led.entry(now).or_default() -= 1;
-            *led.entry(next).or_default() += 1;
-            leaders.push((shard.shard_id, next));
-            if leaders.len() == PREFERRED_LEADERS_MAX {
-                break;
+            }
+            let wanted = wishes.leaders.get(&shard.shard_id).copied();
+            if let Some(next) = self.other_leader(shard, wanted, &led) {
+                *led.entry(now).or_default() -= 1;
+                *led.entry(next).or_default() += 1;
+                leaders.push((shard.shard_id, next));
             }
         }
+        self.prefer(leaders);
+    }
+
+    /// Evens out the preferred leaders, once nothing moves and nothing is wrong.
+    pub(super) fn plan_even_leaders(&mut self) {
+        let moves = self.epoch_changes || !self.state.moves.is_empty();
+        if moves || self.starts_moves() || self.unrest().is_some() {
+            return;
+        }
+        let even = self.even_leaders();
+        let mut leaders = Vec::new();
+        for shard in &self.state.map.shards {
+            let placement = even.shards.get(&shard.shard_id);
+            let wanted = placement.and_then(|placement| placement.preferred_leader);
+            let changes = |node: &NodeId| {
+                *node != shard.preferred_leader && shard.replica_on(*node).is_some()
+            };
+            leaders.extend(wanted.filter(changes).map(|node| (shard.shard_id, node)));
+        }
+        self.prefer(leaders);
+    }
+
+    fn starts_moves(&self) -> bool {
+        let mut steps = self.plan.steps.iter();
+        steps.any(|step| matches!(step, Step::Propose(MetaCommand::StartMove { .. })))
+    }
+
+    fn prefer(&mut self, mut leaders: Vec<(ShardId, NodeId)>) {
+        leaders.truncate(PREFERRED_LEADERS_MAX);
         if !leaders.is_empty() {
             self.propose_change(MetaCommand::SetPreferredLeaders { leaders });
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{Planner, ShardSeen};
 use crate::ids::{NodeId, ShardId};
-use crate::map::{MetaState, MoveReason, NodeInfo, ShardDescriptor, Standing};
+use crate::map::{MoveReason, NodeInfo, ShardDescriptor, Standing};
 use crate::placement::{
     Assignment, Constraints, Node, NodeState, Placement, Problem, Shard, Shortfall, Solution, solve,
 };
@@ -40,12 +40,14 @@ pub(super) struct Wishes {
 impl Planner<'_> {
     /// Asks the solver. Empty when the state is none that it could solve.
     pub(super) fn wishes(&self) -> Wishes {
-        let Some(solution) = self.solution(&BTreeMap::new()) else {
+        let problem = self.problem(&BTreeMap::new());
+        let Ok(solution) = solve(&problem, &self.previous(&BTreeMap::new())) else {
             return Wishes::default();
         };
         let mut wishes = Wishes {
             shortfalls: solution.shortfalls,
-            ..Wishes::default()
+            moves: Vec::new(),
+            leaders: BTreeMap::new(),
         };
         let placed = &solution.assignment.shards;
         for shard in &self.state.map.shards {
@@ -101,6 +103,11 @@ impl Planner<'_> {
 
     /// Where everything should be, as if nodes had these other standings.
     pub(super) fn solution(&self, standings: &BTreeMap<NodeId, Standing>) -> Option<Solution> {
+        solve(&self.problem(standings), &self.previous(standings)).ok()
+    }
+
+    /// The problem of placement, as if nodes had these other standings.
+    pub(super) fn problem(&self, standings: &BTreeMap<NodeId, Standing>) -> Problem {
         let state = self.state;
         let standing = |node: &NodeInfo| {
             let other = standings.get(&node.node_id).copied();
@@ -126,17 +133,46 @@ impl Planner<'_> {
                 load_per_second: load_per_second(seen),
             }
         });
-        let problem = Problem {
+        Problem {
             nodes: nodes.collect(),
             shards: shards.collect(),
             replication_factor: state.replication_factor,
             constraints: Constraints::default(),
-        };
+        }
+    }
+
+    /// Where everything will be when the moves that run are done.
+    pub(super) fn previous(&self, standings: &BTreeMap<NodeId, Standing>) -> Assignment {
         let may_lead = |node: &NodeId| match standings.get(node) {
             Some(standing) => standing.may_lead(),
-            None => state.standing(*node).is_some_and(Standing::may_lead),
+            None => self.standing(*node).is_some_and(Standing::may_lead),
         };
-        solve(&problem, &previous(state, may_lead)).ok()
+        let placement = |shard: &ShardDescriptor| {
+            let running = self.state.moves.get(&shard.shard_id);
+            let running = running.filter(|running| running.goes_on());
+            let (replicas, leader) = match running {
+                Some(running) => (running.replicas_after(shard), running.preferred_leader),
+                None => (shard.replicas.clone(), shard.preferred_leader),
+            };
+            let replicas = replicas.iter().map(|replica| replica.node_id);
+            let placement = Placement {
+                replicas: replicas.collect(),
+                preferred_leader: Some(leader).filter(&may_lead),
+            };
+            (shard.shard_id, placement)
+        };
+        Assignment {
+            shards: self.state.map.shards.iter().map(placement).collect(),
+        }
+    }
+
+    /// How evenly leaders could be spread over the replicas as they are.
+    pub(super) fn even_leaders(&self) -> Assignment {
+        let mut problem = self.problem(&BTreeMap::new());
+        // No node takes a replica: only leaders may change.
+        problem.constraints.replicas_per_node_max = 0;
+        let solution = solve(&problem, &self.previous(&BTreeMap::new()));
+        solution.map_or_else(|_| Assignment::default(), |solution| solution.assignment)
     }
 
     fn node_state(&self, node: NodeId, standing: Standing) -> NodeState {
@@ -154,27 +190,6 @@ impl Planner<'_> {
                 }
             }
         }
-    }
-}
-
-/// Where everything will be when the moves that run are done.
-fn previous(state: &MetaState, may_lead: impl Fn(&NodeId) -> bool) -> Assignment {
-    let placement = |shard: &ShardDescriptor| {
-        let running = state.moves.get(&shard.shard_id);
-        let running = running.filter(|running| running.goes_on());
-        let (replicas, leader) = match running {
-            Some(running) => (running.replicas_after(shard), running.preferred_leader),
-            None => (shard.replicas.clone(), shard.preferred_leader),
-        };
-        let replicas = replicas.iter().map(|replica| replica.node_id);
-        let placement = Placement {
-            replicas: replicas.collect(),
-            preferred_leader: Some(leader).filter(&may_lead),
-        };
-        (shard.shard_id, placement)
-    };
-    Assignment {
-        shards: state.map.shards.iter().map(placement).collect(),
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Invariants: a move starts only onto an active node that answers and has room, and only of
 //! a shard that has a leader, a majority and the voters of the map; nothing is balanced while
-//! anything is wrong.
+//! anything is wrong; a move for balance leaves the solver with fewer moves to ask for, so
+//! that they end.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ use super::problem::{Wish, Wishes, size_bytes};
 use super::{Planner, Wait};
 use crate::ids::{Epoch, NodeId, ShardId};
 use crate::map::{MetaCommand, MoveReason, ShardDescriptor, Standing};
+use crate::placement::{Assignment, solve};
 
 impl Planner<'_> {
     pub(super) fn plan_starts(&mut self, wishes: &Wishes) {
@@ -27,6 +29,11 @@ impl Planner<'_> {
         let mut wanted: Vec<&Wish> = wishes.moves.iter().collect();
         wanted.sort_by_key(|wish| (wish.reason, wish.shard_id));
         let mut starts = Starts::default();
+        let mut balance = Balance {
+            outlook: self.previous(&BTreeMap::new()),
+            asked: wishes.moves.len(),
+            solves_left: BALANCE_SOLVES_MAX,
+        };
         for wish in wanted {
             if wish.reason == MoveReason::Balance
                 && let Some(why) = &unrest
@@ -35,6 +42,8 @@ impl Planner<'_> {
                 break;
             }
             match self.hindrance(wish, &starts) {
+                None if wish.reason == MoveReason::Balance
+                    && !self.leads_on(wish, &mut balance) => {}
                 None => self.start(wish, wishes, &mut starts),
                 Some(wait) if self.plan.waits.len() < super::WAITS_MAX => {
                     self.plan.waits.push(wait);
@@ -42,6 +51,30 @@ impl Planner<'_> {
                 Some(_) => {}
             }
         }
+    }
+
+    /// Whether the solver asks for fewer moves once this one is done. Half of an exchange may
+    /// be worse than nothing: it would be taken back.
+    fn leads_on(&self, wish: &Wish, balance: &mut Balance) -> bool {
+        if balance.solves_left == 0 {
+            return false;
+        }
+        balance.solves_left -= 1;
+        let mut outlook = balance.outlook.clone();
+        if let Some(placement) = outlook.shards.get_mut(&wish.shard_id) {
+            placement.replicas.retain(|node| Some(*node) != wish.from);
+            placement.replicas.extend(wish.to);
+        }
+        let Ok(solution) = solve(&self.problem(&BTreeMap::new()), &outlook) else {
+            return false;
+        };
+        let asked = solution.assignment.replicas_added_since(&outlook);
+        let leads_on = asked < balance.asked;
+        if leads_on {
+            balance.asked = asked;
+            balance.outlook = outlook;
+        }
+        leads_on
     }
 
     /// Why nothing is balanced now.
@@ -183,6 +216,17 @@ impl Planner<'_> {
             (!may_lead, Some(*node) != wanted, !kept, *node)
         })
     }
+}
+
+/// How often a plan asks the solver about single moves for balance.
+const BALANCE_SOLVES_MAX: usize = 8;
+
+/// Where everything would be after the moves for balance that a plan starts.
+struct Balance {
+    outlook: Assignment,
+    /// Moves that the solver asks for from there.
+    asked: usize,
+    solves_left: usize,
 }
 
 /// What a plan starts.

@@ -192,7 +192,8 @@ impl Group {
     fn commit(&mut self, rng: &mut Rng, reachable: &impl Fn(&ReplicaKey) -> bool) {
         if let Some(written) = &self.written
             && rng.chance(60)
-            && written.quorum(|one| reachable(one) && self.has(one.replica_id) >= self.written_entry)
+            && written
+                .quorum(|one| reachable(one) && self.has(one.replica_id) >= self.written_entry)
         {
             self.committed = self.written.take().expect("it is there");
         }

@@ -64,7 +64,7 @@ pub struct World {
     history: VecDeque<(Rc<MetaState>, Rc<Seen>)>,
     leads_since: (Option<NodeId>, u64),
     pub last_plan: Plan,
-    /// Learners that were added late, when nothing named them any more.
+    /// Learners that were added late, when their moves had been given up.
     pub late_learners: BTreeSet<ReplicaId>,
     pub ids: invariants::ids::Ids,
     /// Whether steps are late, doubled and lost.
@@ -413,7 +413,9 @@ impl World {
                 config,
                 ..
             } => {
-                if !self.state.names_replica(shard_id, replica.replica_id) {
+                let running = self.state.moves.get(&shard_id);
+                let running = running.filter(|running| running.goes_on());
+                if running.and_then(|running| running.add) != Some(replica) {
                     self.late_learners.insert(replica.replica_id);
                 }
                 self.group(shard_id).add_learner(replica.into(), config);

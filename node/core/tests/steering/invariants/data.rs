@@ -1,5 +1,5 @@
 //! No replica is deleted while its group counts on it. A learner that was added late, when
-//! its move had ended, is not counted on: it never votes, and is removed as a stray.
+//! its move had been given up, is not counted on: it never votes, and is removed as a stray.
 
 use carillon_core::ShardId;
 
