@@ -120,8 +120,15 @@ impl Planner<'_> {
             *zones.entry(zone).or_default() += 1;
             voters.push(node);
         }
+        // A lost voter is better than none only as long as the others are a majority.
+        let meta = &self.seen.meta;
+        let answering = voters.iter().filter(|node| meta.answers(**node)).count();
+        let is_lost = |node: &NodeId| self.standing(*node) == Some(Standing::Lost);
+        while 2 * answering <= voters.len() && voters.last().is_some_and(is_lost) {
+            voters.pop();
+        }
         // One vote more than an odd number survives no further loss.
-        let votes_already = |node: &NodeId| self.seen.meta.voters.contains(node);
+        let votes_already = |node: &NodeId| meta.voters.contains(node);
         if voters.len().is_multiple_of(2) && !voters.last().is_none_or(votes_already) {
             voters.pop();
         }

@@ -25,7 +25,11 @@ impl World {
         if self.hosts[at].gone {
             return;
         }
-        match self.rng.below(10) {
+        match self.rng.below(11) {
+            10 => {
+                self.hosts[at].stopping = true;
+                self.hosts[at].restart_at = self.now + 5;
+            }
             0..=3 => {
                 let ticks = [3, 8, 30, 60];
                 let ticks = self.rng.pick(&ticks).expect("there are some");
@@ -155,7 +159,15 @@ impl World {
                 };
                 MetaCommand::CancelMove { move_id }
             }
-            12 => MetaCommand::SetPreferredLeaders {
+            13 if forced || self.host(node_id).is_some_and(|host| host.gone) => {
+                MetaCommand::SetStanding {
+                    node_id,
+                    standing: Standing::Lost,
+                    forced: true,
+                    at,
+                }
+            }
+            12 | 13 => MetaCommand::SetPreferredLeaders {
                 leaders: vec![(shard_id, node_id)],
             },
             _ => MetaCommand::SetPolicy {
@@ -175,6 +187,7 @@ impl World {
         self.faulty = false;
         for host in &mut self.hosts {
             host.cut = false;
+            host.stopping = false;
             host.restart_at = 0;
         }
         for _ in 0..10 {

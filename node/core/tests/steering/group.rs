@@ -164,7 +164,12 @@ impl Group {
             return;
         }
         // The next leader may not have what was written and not committed.
-        if self.written.is_some() && rng.chance(50) {
+        let members = self.effective().members().into_iter();
+        let most = members
+            .filter(reachable)
+            .map(|one| self.has(one.replica_id))
+            .max();
+        if self.written.is_some() && (most < Some(self.written_entry) || rng.chance(50)) {
             self.written = None;
         }
         if !self.effective().quorum(reachable) {

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use world::World;
 
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 6_000;
 /// Ticks with faults.
 const TICKS: u64 = 160;
 

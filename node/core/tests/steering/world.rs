@@ -34,11 +34,14 @@ pub struct Host {
     pub address: String,
     pub zone: Zone,
     pub weight: u32,
+    pub capacity_bytes: u64,
     pub up: bool,
     pub cut: bool,
     /// Its disk is lost.
     pub gone: bool,
     pub restart_at: u64,
+    /// It says that it is about to stop.
+    pub stopping: bool,
     pub last_heard: u64,
     /// The meta group's state as far as it is applied here.
     pub view: Rc<MetaState>,
@@ -81,10 +84,12 @@ fn host(number: u64, zone: u64, weight: u32) -> Host {
         address: format!("host-{number}:8000"),
         zone: Zone(format!("zone-{zone}")),
         weight,
+        capacity_bytes: u64::MAX,
         up: true,
         cut: false,
         gone: false,
         restart_at: 0,
+        stopping: false,
         last_heard: 0,
         view: Rc::default(),
         replicas: BTreeSet::new(),
@@ -99,7 +104,7 @@ pub fn node_info(host: &Host, node_id: NodeId) -> NodeInfo {
         peer_address: host.address.clone(),
         zone: host.zone.clone(),
         weight: host.weight,
-        capacity_bytes: u64::MAX,
+        capacity_bytes: host.capacity_bytes,
     }
 }
 
@@ -109,10 +114,16 @@ impl World {
         let count = 1 + rng.below(6);
         let zones = 1 + rng.below(3);
         let shards = 1 + rng.below(6) as u32;
-        let replication_factor = 1 + rng.below(count.min(3)) as u32;
+        let replication_factor = 1 + rng.below(count.min(5)) as u32;
         let mut hosts: Vec<Host> = (1..=count)
             .map(|number| host(number, number % zones, 1 + rng.below(2) as u32))
             .collect();
+        // Room for everything, or for little more than everything.
+        if rng.chance(30) {
+            for host in &mut hosts {
+                host.capacity_bytes = 25 * (100 << 20);
+            }
+        }
         let mut nodes = Vec::new();
         let mut by_node = BTreeMap::new();
         for (at, host) in hosts.iter_mut().enumerate() {
@@ -232,6 +243,7 @@ impl World {
         for at in 0..self.hosts.len() {
             if !self.hosts[at].up && !self.hosts[at].gone && self.hosts[at].restart_at <= self.now {
                 self.hosts[at].up = true;
+                self.hosts[at].stopping = false;
             }
             if !self.hosts[at].reachable() {
                 continue;
@@ -321,7 +333,7 @@ impl World {
         let shard = view.as_ref().and_then(|view| view.map.shard(shard_id));
         if let Some(shard) = shard
             && shard.preferred_leader != leader.node_id
-            && rng.chance(20)
+            && rng.chance(50)
         {
             let to = shard.preferred_leader;
             group.transfer(to, |replica| self.serves(shard_id, replica));
@@ -514,7 +526,7 @@ impl World {
             let node_seen = NodeSeen {
                 up,
                 silent_ms: if up { 0 } else { (self.now - heard) * 1_000 },
-                is_stopping: false,
+                is_stopping: host.stopping,
             };
             seen.nodes.insert(node, node_seen);
         }
