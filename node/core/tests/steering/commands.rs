@@ -6,7 +6,7 @@ use carillon_core::map::{
     Policy, Standing, apply_meta, initial_map,
 };
 use carillon_core::placement::Zone;
-use carillon_core::{Epoch, NodeId, ShardId, TimestampMs};
+use carillon_core::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 use proptest::prelude::*;
 
 use crate::invariants::state::{check_change, check_invariants};
@@ -34,7 +34,11 @@ fn any_standing() -> impl Strategy<Value = Standing> {
 }
 
 fn any_config() -> impl Strategy<Value = ConfigVersion> {
-    (1u64..3, 1u64..3).prop_map(|(term, index)| ConfigVersion { term, index })
+    (1u64..3, 1u64..3).prop_map(|(term, index)| ConfigVersion {
+        term,
+        leader: ReplicaId(term),
+        index,
+    })
 }
 
 /// Commands of which most name what there is. Moves start on the map as it is when they are

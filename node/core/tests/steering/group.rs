@@ -97,7 +97,11 @@ impl Group {
         let voters: BTreeSet<ReplicaKey> = voters.map(ReplicaKey::from).collect();
         Group {
             committed: Config {
-                version: ConfigVersion { term: 1, index: 1 },
+                version: ConfigVersion {
+                    term: 1,
+                    leader: ReplicaId(0),
+                    index: 1,
+                },
                 voters: voters.clone(),
                 next: None,
                 learners: BTreeSet::new(),
@@ -227,6 +231,8 @@ impl Group {
         self.written = Some(Config {
             version: ConfigVersion {
                 term: self.term,
+                // A term of the model has one leader.
+                leader: ReplicaId(0),
                 index: self.config_entries,
             },
             voters,

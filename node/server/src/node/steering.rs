@@ -83,8 +83,10 @@ impl Node {
                 continue;
             };
             changes.borrow_and_update();
+            // Read before anything is looked at, as the plan wants it.
+            let meta = self.cluster().meta();
             let seen = self.look(&mut sight, &meta_group).await;
-            let Plan { steps, waits } = plan(&self.cluster().meta(), &seen);
+            let Plan { steps, waits } = plan(&meta, &seen);
             *self.waits.lock() = waits;
             for step in steps {
                 let what = format!("{step:?}");
