@@ -5,14 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId};
-use carillon_core::map::ShardDescriptor;
+use carillon_core::map::{
+    DrainPurpose, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, Standing,
+};
+use carillon_proto::admin as proto;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
-    ChecksumShardRequest, ChecksumShardResponse, GetClusterRequest, GetClusterResponse,
-    ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
-    MeasureAppendRequest, MeasureAppendResponse, NodeStatus, ReplicaStatus, ShardStatus,
-    TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
+    ChecksumShardRequest, ChecksumShardResponse, Event, ForgetNodeRequest, ForgetNodeResponse,
+    GetClusterRequest, GetClusterResponse, GetJoinTokenRequest, GetJoinTokenResponse,
+    ListEventsRequest, ListEventsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest,
+    ListNodesResponse, ListShardsRequest, ListShardsResponse, MeasureAppendRequest,
+    MeasureAppendResponse, Move, NodeStatus, ReplicaStatus, SetStandingRequest,
+    SetStandingResponse, ShardStatus, TransferLeaderRequest, TransferLeaderResponse,
+    TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
 use carillon_proto::internal::{ChecksumRequest, FlushRequest, StatusResponse, TransferRequest};
 use futures_util::future::join_all;
@@ -27,6 +33,8 @@ use carillon_core::map::META_SHARD;
 
 /// Replicas that do not tell their checksum within this are left out.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the meta group may take to decide.
+const META_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it is waited until the new leader leads, after it was asked to.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bounds of one measurement of the bare append.
@@ -46,6 +54,44 @@ fn status_with_reason<const N: usize>(
         .into_iter()
         .fold(failure, |failure, (key, value)| failure.with(key, value))
         .into_status()
+}
+
+fn refused(refusal: &MetaRefusal) -> Status {
+    let (code, reason) = match refusal {
+        MetaRefusal::UnknownNode { .. } => (Code::NotFound, "NODE_NOT_FOUND"),
+        MetaRefusal::TooFewNodes { .. } | MetaRefusal::TooManyLost { .. } => {
+            (Code::FailedPrecondition, "NODE_NEEDED")
+        }
+        MetaRefusal::NodeInUse { .. }
+        | MetaRefusal::NodeHoldsReplicas { .. }
+        | MetaRefusal::NodeIsMoving { .. } => (Code::FailedPrecondition, "NODE_IN_USE"),
+        _ => (Code::FailedPrecondition, "REFUSED"),
+    };
+    status_with_reason(code, reason, refusal.to_string(), [])
+}
+
+fn standing_from_proto(standing: proto::Standing) -> Option<Standing> {
+    Some(match standing {
+        proto::Standing::Unspecified => return None,
+        proto::Standing::Active => Standing::Active,
+        proto::Standing::Cordoned => Standing::Cordoned,
+        proto::Standing::DrainingForRestart => Standing::DRAINING_FOR_RESTART,
+        proto::Standing::DrainingForRemoval => Standing::DRAINING_FOR_REMOVAL,
+        proto::Standing::Lost => Standing::Lost,
+    })
+}
+
+fn standing_to_proto(standing: Option<Standing>) -> proto::Standing {
+    match standing {
+        None => proto::Standing::Unspecified,
+        Some(Standing::Active) => proto::Standing::Active,
+        Some(Standing::Cordoned) => proto::Standing::Cordoned,
+        Some(Standing::Draining { purpose }) => match purpose {
+            DrainPurpose::Restart => proto::Standing::DrainingForRestart,
+            DrainPurpose::Removal => proto::Standing::DrainingForRemoval,
+        },
+        Some(Standing::Lost) => proto::Standing::Lost,
+    }
 }
 
 /// See the file's head.
@@ -104,6 +150,19 @@ impl AdminService {
                 );
                 status_with_reason(Code::NotFound, "SHARD_NOT_FOUND", text, metadata)
             })
+    }
+
+    /// Executes a command in the meta group; whether it changed anything.
+    async fn meta(&self, command: MetaCommand) -> Result<bool, Status> {
+        let deadline = tokio::time::Instant::now() + META_TIMEOUT;
+        let reply = self.node.router().meta(command, deadline).await;
+        match reply.map_err(|error| Status::unavailable(error.to_string()))? {
+            MetaReply::Updated { changed, .. } => Ok(changed),
+            MetaReply::Refused(refusal) => Err(refused(&refusal)),
+            other => Err(Status::internal(format!(
+                "the meta group answered with {other:?}"
+            ))),
+        }
     }
 
     async fn leader(&self, shard: ShardId) -> Result<NodeId, Status> {
@@ -184,6 +243,9 @@ impl Admin for AdminService {
                 node_id: node.node_id.0,
                 client_address: node.client_address.clone(),
                 peer_address: node.peer_address.clone(),
+                standing: standing_to_proto(meta.standing(node.node_id)).into(),
+                replicas_placed: meta.replicas_on(node.node_id) as u32,
+                zone: node.zone.0.clone(),
                 ..answered.unwrap_or_default()
             }
         });
@@ -351,6 +413,12 @@ impl Admin for AdminService {
                 }
             })?;
         }
+        if shard != META_SHARD {
+            // Or it would soon be given back.
+            let leaders = vec![(shard, NodeId(to_node))];
+            self.meta(MetaCommand::SetPreferredLeaders { leaders })
+                .await?;
+        }
         let wait = async {
             while self
                 .node
@@ -365,6 +433,87 @@ impl Admin for AdminService {
         let _ = tokio::time::timeout(LEADER_TIMEOUT, wait).await;
         Ok(Response::new(TransferLeaderResponse {
             leader_node: to_node,
+        }))
+    }
+
+    async fn get_join_token(
+        &self,
+        _: Request<GetJoinTokenRequest>,
+    ) -> Result<Response<GetJoinTokenResponse>, Status> {
+        Ok(Response::new(GetJoinTokenResponse {
+            join_token: self.node.cluster().meta().join_token.0.clone(),
+        }))
+    }
+
+    async fn set_standing(
+        &self,
+        request: Request<SetStandingRequest>,
+    ) -> Result<Response<SetStandingResponse>, Status> {
+        let request = request.into_inner();
+        let standing = standing_from_proto(request.standing()).ok_or_else(|| {
+            Failure::invalid_argument("INVALID_STANDING", "standing is missing or unknown")
+                .into_status()
+        })?;
+        let changed = self
+            .meta(MetaCommand::SetStanding {
+                node_id: NodeId(request.node_id),
+                standing,
+                forced: request.forced,
+                at: crate::shard::now(),
+            })
+            .await?;
+        Ok(Response::new(SetStandingResponse { changed }))
+    }
+
+    async fn forget_node(
+        &self,
+        request: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
+        let node_id = NodeId(request.into_inner().node_id);
+        let changed = self
+            .meta(MetaCommand::ForgetNode {
+                node_id,
+                at: crate::shard::now(),
+            })
+            .await?;
+        Ok(Response::new(ForgetNodeResponse { changed }))
+    }
+
+    async fn list_moves(
+        &self,
+        _: Request<ListMovesRequest>,
+    ) -> Result<Response<ListMovesResponse>, Status> {
+        let node = |replica: Option<carillon_core::map::Replica>| {
+            replica.map_or(0, |replica| replica.node_id.0)
+        };
+        let meta = self.node.cluster().meta();
+        let moves = meta.moves.values().map(|running| Move {
+            move_id: running.move_id.0,
+            shard_id: running.shard_id.0,
+            to_node: node(running.add),
+            from_node: node(running.remove),
+            step: running.step.to_string(),
+            reason: running.reason.to_string(),
+            started_at_ms: running.started_at.0,
+        });
+        let waits = self.all_statuses().await.into_values().flatten();
+        Ok(Response::new(ListMovesResponse {
+            moves: moves.collect(),
+            waits: waits.flat_map(|status| status.waits).collect(),
+        }))
+    }
+
+    async fn list_events(
+        &self,
+        _: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
+        let meta = self.node.cluster().meta();
+        let events = meta.events.iter().map(|event| Event {
+            at_ms: event.at.0,
+            text: event.what.to_string(),
+        });
+        Ok(Response::new(ListEventsResponse {
+            events: events.collect(),
         }))
     }
 

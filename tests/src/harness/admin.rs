@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use carillon_proto::admin::{
-    ChecksumShardRequest, GetClusterRequest, GetClusterResponse, ListShardsRequest, ShardStatus,
-    TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+    ChecksumShardRequest, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
+    GetJoinTokenRequest, ListMovesRequest, ListNodesRequest, ListShardsRequest, SetStandingRequest,
+    ShardStatus, Standing, TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 
@@ -73,6 +74,70 @@ impl Cluster {
         let mut admin = self.admin()?;
         let request = rpc::within(ListShardsRequest { shard_id: None }, QUESTION_LIMIT);
         Ok(admin.list_shards(request).await?.into_inner().shards)
+    }
+
+    /// What a new node must know.
+    pub async fn join_token(&self) -> Result<String> {
+        let mut admin = self.admin()?;
+        let answer = admin.get_join_token(rpc::within(GetJoinTokenRequest {}, QUESTION_LIMIT));
+        Ok(answer.await?.into_inner().join_token)
+    }
+
+    /// Says what a node may be used for.
+    pub async fn set_standing(&self, node_id: u64, standing: Standing) -> Result<()> {
+        let request = SetStandingRequest {
+            node_id,
+            standing: standing.into(),
+            forced: false,
+        };
+        let mut admin = self.admin()?;
+        admin
+            .set_standing(rpc::within(request, QUESTION_LIMIT))
+            .await?;
+        Ok(())
+    }
+
+    /// Takes a node out of the cluster for ever.
+    pub async fn forget(&self, node_id: u64) -> Result<()> {
+        let mut admin = self.admin()?;
+        let request = ForgetNodeRequest { node_id };
+        admin
+            .forget_node(rpc::within(request, QUESTION_LIMIT))
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until no replica is on its way, and a node has this many of them, on the map and
+    /// on its disk.
+    pub async fn wait_placed(
+        &self,
+        node_id: u64,
+        wanted: std::ops::RangeInclusive<u32>,
+        limit: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut admin = self.admin()?;
+            let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
+            let moves = moves.await?.into_inner();
+            let nodes = admin.list_nodes(rpc::within(ListNodesRequest {}, QUESTION_LIMIT));
+            let nodes = nodes.await?.into_inner().nodes;
+            let node = nodes.iter().find(|node| node.node_id == node_id);
+            let node = node.with_context(|| format!("node {node_id} is not registered"))?;
+            if moves.moves.is_empty()
+                && wanted.contains(&node.replicas_placed)
+                && (!node.up || node.replicas == node.replicas_placed)
+            {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "node {node_id} has {} of {wanted:?} replicas after {limit:?}: {moves:?}",
+                    node.replicas_placed
+                );
+            }
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// Waits until each shard is led by the node that is to lead it.

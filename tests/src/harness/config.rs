@@ -135,6 +135,35 @@ pub fn write_node_toml(
     std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
 }
 
+/// Writes the `node.toml` of a node that joins a cluster.
+pub fn write_joining_toml(
+    path: &Path,
+    data_dir: &Path,
+    own: &Addresses,
+    peers: &[String],
+    token: &str,
+    extra_config: &str,
+) -> Result<()> {
+    let text = format!(
+        "cluster_name = \"test\"\n\
+         data_dir = {:?}\n\
+         \n\
+         [listen]\n\
+         client = \"{}\"\n\
+         peer = \"{}\"\n\
+         http = \"{}\"\n\
+         \n\
+         [join]\n\
+         peers = {peers:?}\n\
+         token = {token:?}\n{extra_config}",
+        data_dir.display().to_string(),
+        own.client,
+        own.peer,
+        own.http,
+    );
+    std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
+}
+
 /// The `carillon-node` binary: `CARILLON_NODE_BIN`, or the one that was built beside this
 /// test (`<target>/release/deps/<test>` and `<target>/release/carillon-node`).
 pub fn node_binary() -> Result<PathBuf> {

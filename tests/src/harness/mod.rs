@@ -237,6 +237,43 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts a new node that joins, and waits until it is ready; returns its id, which is the
+    /// next one.
+    pub async fn join(&mut self) -> Result<u64> {
+        let id = self.nodes.iter().map(Node::id).max().unwrap_or(0) + 1;
+        let token = self.join_token().await?;
+        let mut addresses = config::free_addresses(1)?;
+        let addresses = addresses.pop().context("no addresses")?;
+        let home = self.dir.path().join(format!("node-{id}"));
+        let data_dir = home.join("data");
+        std::fs::create_dir_all(&data_dir)?;
+        let config = home.join("node.toml");
+        let peers = self.nodes.iter().filter(|node| node.is_up());
+        let peers: Vec<String> = peers.map(|node| node.addresses.peer.clone()).collect();
+        let extra = &self.options.extra_config;
+        config::write_joining_toml(&config, &data_dir, &addresses, &peers, &token, extra)?;
+        self.nodes.push(Node {
+            id,
+            addresses,
+            config,
+            data_dir,
+            log: home.join("node.log"),
+            process: None,
+            frozen: false,
+        });
+        self.restart(id).await?;
+        Ok(id)
+    }
+
+    /// Ends a node for ever: its process is killed and nothing waits for it any more.
+    pub async fn remove(&mut self, id: u64) -> Result<()> {
+        if self.node(id).is_up() {
+            self.kill9(id).await?;
+        }
+        self.nodes.retain(|node| node.id != id);
+        Ok(())
+    }
+
     /// Starts a node that is down and waits until it is ready.
     pub async fn restart(&mut self, id: u64) -> Result<()> {
         self.spawn(id, &[])?;

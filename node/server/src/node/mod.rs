@@ -196,6 +196,11 @@ impl Node {
         &self.services.cluster
     }
 
+    /// Operations of this node.
+    pub fn router(&self) -> &Router {
+        &self.services.router
+    }
+
     /// Calls to the other nodes.
     pub fn calls(&self) -> &PeerCalls {
         &self.calls

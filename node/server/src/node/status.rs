@@ -158,6 +158,10 @@ impl Node {
             state_bytes: store.table_bytes + store.memtable_bytes,
             log_bytes: log.segments * self.config.log.segment_bytes,
             draining: self.stopping.load(Ordering::Acquire),
+            // Of the registry; whoever answers an operator adds them.
+            standing: 0,
+            replicas_placed: 0,
+            zone: String::new(),
         };
         let replicas = replicas
             .iter()
@@ -166,6 +170,11 @@ impl Node {
         StatusResponse {
             node: Some(node),
             replicas,
+            waits: self
+                .steering_waits()
+                .into_iter()
+                .map(|wait| wait.text)
+                .collect(),
         }
     }
 

@@ -1,0 +1,85 @@
+//! Nodes come and go while people chat: nothing acknowledged is lost, doubled or out of order,
+//! and no replica too few is ever there.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use carillon_proto::admin::Standing;
+use carillon_tests::harness::ClusterOptions;
+use carillon_tests::scenario::Scenario;
+
+/// Messages that show that the cluster goes on.
+const SOME_MESSAGES: u64 = 400;
+/// How long they may take.
+const PROGRESS_LIMIT: Duration = Duration::from_secs(15);
+/// How long all moves together may take, under load, one policy's worth at a time.
+const MOVES_LIMIT: Duration = Duration::from_secs(90);
+const SHARDS: u32 = 8;
+
+fn scenario(name: &'static str) -> Scenario {
+    let mut scenario = Scenario::new(name);
+    scenario.limit = Duration::from_secs(240);
+    scenario.cluster = ClusterOptions {
+        shards: SHARDS,
+        extra_config: "\n[log]\nentries_kept = 0\nflush_after_bytes = 200000\n".to_owned(),
+        ..ClusterOptions::default()
+    };
+    scenario
+}
+
+/// A fourth node takes its share, one of the first three leaves for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_and_another_leaves() {
+    scenario("a_node_joins_and_another_leaves")
+        .run(async |cluster, load| {
+            let new = cluster.join().await?;
+            ensure!(new == 4, "the new node is {new}");
+            // Three quarters of eight times three, and one to spare.
+            cluster.wait_placed(new, 5..=7, MOVES_LIMIT).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+                .await?;
+            let leaving = 2;
+            cluster
+                .set_standing(leaving, Standing::DrainingForRemoval)
+                .await?;
+            cluster.wait_placed(leaving, 0..=0, MOVES_LIMIT).await?;
+            cluster.remove(leaving).await?;
+            cluster.forget(leaving).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// The nodes that take part in moves, and the one that steers them, are killed meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_killed_while_replicas_move() {
+    scenario("nodes_are_killed_while_replicas_move")
+        .run(async |cluster, load| {
+            let new = cluster.join().await?;
+            for victim in [new, 1, 3, new, 2] {
+                cluster.kill9(victim).await?;
+                load.wait_acknowledged(SOME_MESSAGES / 4, PROGRESS_LIMIT)
+                    .await?;
+                cluster.restart(victim).await?;
+            }
+            cluster.wait_placed(new, 5..=7, MOVES_LIMIT).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// A drain that would leave too few nodes is refused, and changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_needed_is_not_drained() -> Result<()> {
+    let cluster = carillon_tests::harness::Cluster::start(ClusterOptions::default()).await?;
+    let refused = cluster.set_standing(1, Standing::DrainingForRemoval).await;
+    let refused = refused
+        .expect_err("three nodes, three replicas")
+        .to_string();
+    ensure!(refused.contains("replica"), "{refused}");
+    ensure!(
+        cluster.forget(1).await.is_err(),
+        "a node in use was forgotten"
+    );
+    Ok(())
+}
