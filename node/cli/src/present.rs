@@ -127,6 +127,14 @@ pub fn day(at_ms: i64) -> String {
     }
 }
 
+/// The day and time of milliseconds since the epoch, local: `2026-11-22 14:03:05`.
+pub fn moment(at_ms: i64) -> String {
+    match local(at_ms) {
+        Some(time) => format!("{} {}:{:02}", day(at_ms), clock(at_ms), time.tm_sec),
+        None => "?".to_owned(),
+    }
+}
+
 fn local(at_ms: i64) -> Option<libc::tm> {
     let seconds: libc::time_t = at_ms.div_euclid(1000);
     let mut time = std::mem::MaybeUninit::<libc::tm>::uninit();

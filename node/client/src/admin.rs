@@ -124,6 +124,76 @@ impl AdminClient {
             .await
     }
 
+    /// What a new node must know to join.
+    pub async fn join_token(&self) -> Result<String, ClientError> {
+        let request = admin::GetJoinTokenRequest {};
+        let answer = self.caller.call(
+            "get_join_token",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).get_join_token(request).await,
+        );
+        Ok(answer.await?.join_token)
+    }
+
+    /// Says what a node may be used for; false when it was so already. `forced`: even when too
+    /// few nodes are left.
+    pub async fn set_standing(
+        &self,
+        node: u64,
+        standing: admin::Standing,
+        forced: bool,
+    ) -> Result<bool, ClientError> {
+        let request = admin::SetStandingRequest {
+            node_id: node,
+            standing: standing.into(),
+            forced,
+        };
+        let answer = self.caller.call(
+            "set_standing",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).set_standing(request).await,
+        );
+        Ok(answer.await?.changed)
+    }
+
+    /// Takes a node that holds nothing out of the cluster for ever; false when it was already.
+    pub async fn forget_node(&self, node: u64) -> Result<bool, ClientError> {
+        let request = admin::ForgetNodeRequest { node_id: node };
+        let answer = self.caller.call(
+            "forget_node",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).forget_node(request).await,
+        );
+        Ok(answer.await?.changed)
+    }
+
+    /// Replicas on their way, and what is waited for.
+    pub async fn list_moves(&self) -> Result<admin::ListMovesResponse, ClientError> {
+        let request = admin::ListMovesRequest {};
+        let answer = self.caller.call(
+            "list_moves",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).list_moves(request).await,
+        );
+        answer.await
+    }
+
+    /// What happened to the cluster, oldest first.
+    pub async fn list_events(&self) -> Result<Vec<admin::Event>, ClientError> {
+        let request = admin::ListEventsRequest {};
+        let answer = self.caller.call(
+            "list_events",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).list_events(request).await,
+        );
+        Ok(answer.await?.events)
+    }
+
     /// Flushes a shard's state on `node` (`None`: on its leader's) and purges its log.
     pub async fn trigger_snapshot(
         &self,

@@ -5,7 +5,7 @@
 //! from the time at which a send was intended, not from when the generator got to it.
 
 mod append;
-mod duration;
+pub(crate) mod duration;
 mod failover;
 mod fleet;
 mod frames;

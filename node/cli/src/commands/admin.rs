@@ -1,5 +1,7 @@
 //! `carillon admin`: what operators ask of a cluster.
 
+mod membership;
+
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -23,6 +25,20 @@ pub enum AdminCommand {
     Shards(ShardsArguments),
     /// Hand the leadership of a shard to another node.
     Transfer(TransferArguments),
+    /// Empty a node: of leaders, or of everything.
+    Drain(membership::DrainArguments),
+    /// Let a node keep what it has and get nothing new.
+    Cordon(membership::NodeArguments),
+    /// Use a node for everything again: ends a drain, a cordon, a loss.
+    Uncordon(membership::NodeArguments),
+    /// Take a node that holds nothing out of the cluster, for ever.
+    Forget(membership::NodeArguments),
+    /// What a new node must know to join.
+    JoinToken,
+    /// Replicas on their way, and what is waited for.
+    Moves,
+    /// What happened to the cluster.
+    Events,
     /// Compare the state of a shard's replicas; fails when they differ.
     Checksum(ChecksumArguments),
     /// Flush a shard's state and purge its log.
@@ -80,6 +96,21 @@ pub async fn run(
         }
         AdminCommand::Shards(arguments) => shards(&admin, &arguments, output).await?,
         AdminCommand::Transfer(arguments) => transfer(&admin, &arguments, output).await?,
+        AdminCommand::Drain(arguments) => {
+            return membership::drain(&admin, &arguments, output).await;
+        }
+        AdminCommand::Cordon(arguments) => {
+            membership::set(&admin, arguments.node, proto::Standing::Cordoned, output).await?;
+        }
+        AdminCommand::Uncordon(arguments) => {
+            membership::set(&admin, arguments.node, proto::Standing::Active, output).await?;
+        }
+        AdminCommand::Forget(arguments) => {
+            membership::forget(&admin, arguments.node, output).await?;
+        }
+        AdminCommand::JoinToken => membership::join_token(&admin, output).await?,
+        AdminCommand::Moves => membership::moves(&admin, output).await?,
+        AdminCommand::Events => membership::events(&admin, output).await?,
         AdminCommand::Checksum(arguments) => return checksum(&admin, &arguments, output).await,
         AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
     }
@@ -174,14 +205,18 @@ fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()>
             (true, true) => "stopping",
             (true, false) => "up",
         };
+        let state = match node.standing() {
+            proto::Standing::Active => state.to_owned(),
+            other => format!("{state}, {}", membership::standing_name(other)),
+        };
         table.add_row([
             node.node_id.to_string(),
-            state.to_owned(),
+            state,
             present::printable(&node.client_address),
             present::printable(&node.peer_address),
             present::duration(node.uptime_seconds),
             node.leaders.to_string(),
-            node.replicas.to_string(),
+            node.replicas_placed.to_string(),
             node.sessions.to_string(),
             present::bytes(node.state_bytes),
             present::bytes(node.log_bytes),
@@ -198,6 +233,9 @@ fn node_json(node: &proto::NodeStatus) -> Value {
         "peer_address": node.peer_address,
         "up": node.up,
         "draining": node.draining,
+        "standing": membership::standing_name(node.standing()),
+        "zone": node.zone,
+        "replicas_placed": node.replicas_placed,
         "version": node.version,
         "uptime_seconds": node.uptime_seconds,
         "replicas": node.replicas,

@@ -115,7 +115,10 @@ fn encode(all: &BTreeMap<ShardId, LocalReplica>) -> Bytes {
 
 fn decode(mut record: Bytes) -> Option<BTreeMap<ShardId, LocalReplica>> {
     const REPLICA_BYTES: usize = 4 + 8 + 2 + 2 + 8 + 1;
-    if record.is_empty() || record.get_u8() != VERSION || record.len() % REPLICA_BYTES != 0 {
+    if record.is_empty()
+        || record.get_u8() != VERSION
+        || !record.len().is_multiple_of(REPLICA_BYTES)
+    {
         return None;
     }
     let mut all = BTreeMap::new();

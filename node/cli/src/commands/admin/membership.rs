@@ -1,0 +1,276 @@
+//! `carillon admin drain | cordon | uncordon | forget | join-token | moves | events`: nodes that
+//! come and go.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use carillon_client::AdminClient;
+use carillon_client::admin_proto as proto;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use proto::Standing;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::arguments::Output;
+use crate::bench::duration::parse_duration;
+use crate::failure::advised;
+use crate::output;
+use crate::present;
+
+/// Between two looks at a drain.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// The exit code when a drain is not done within `--timeout`; it goes on.
+const NOT_DONE: u8 = 3;
+
+/// What a node is emptied for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Purpose {
+    /// It leads nothing, and may stop for a moment.
+    Restart,
+    /// It holds nothing, and may stop for ever.
+    Removal,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeArguments {
+    /// The node, by its id.
+    pub node: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainArguments {
+    /// The node, by its id.
+    node: u64,
+    /// What for.
+    #[arg(long = "for", value_enum, required_unless_present = "cancel")]
+    purpose: Option<Purpose>,
+    /// Take a drain back: the node is used for everything again.
+    #[arg(long, conflicts_with = "purpose")]
+    cancel: bool,
+    /// Even when too few nodes are left to keep every replica.
+    #[arg(long)]
+    force: bool,
+    /// Wait until the node is empty.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait; the drain goes on after it, and the exit code is 3.
+    #[arg(long, requires = "wait", default_value = "1h", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// Empties a node, or takes that back.
+pub async fn drain(
+    admin: &AdminClient,
+    arguments: &DrainArguments,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let node = arguments.node;
+    let standing = match arguments.purpose {
+        _ if arguments.cancel => Standing::Active,
+        Some(Purpose::Restart) => Standing::DrainingForRestart,
+        Some(Purpose::Removal) | None => Standing::DrainingForRemoval,
+    };
+    let set = admin.set_standing(node, standing, arguments.force).await;
+    set.with_context(|| format!("could not drain node {node}"))?;
+    if !arguments.wait || arguments.cancel {
+        show_standing(admin, node, output).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let done = wait_drained(admin, node, standing, arguments.timeout, output).await?;
+    show_standing(admin, node, output).await?;
+    Ok(if done {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(NOT_DONE)
+    })
+}
+
+/// Waits until a node is empty; false when it takes too long.
+async fn wait_drained(
+    admin: &AdminClient,
+    node: u64,
+    standing: Standing,
+    limit: Duration,
+    output: Output,
+) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + limit;
+    let bar = match output {
+        Output::Table => ProgressBar::new(0),
+        Output::Json => ProgressBar::hidden(),
+    };
+    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} gone  {msg}");
+    bar.set_style(style.context("a progress bar's template")?);
+    loop {
+        let status = status(admin, node).await?;
+        let left = match standing {
+            Standing::DrainingForRestart => status.leaders,
+            _ => status.replicas_placed.max(status.replicas),
+        };
+        let all = bar.length().unwrap_or(0).max(u64::from(left));
+        bar.set_length(all);
+        bar.set_position(all - u64::from(left));
+        if left == 0 {
+            bar.finish_and_clear();
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            bar.finish_and_clear();
+            return Ok(false);
+        }
+        let waits = admin.list_moves().await.map(|moves| moves.waits);
+        bar.set_message(
+            waits
+                .unwrap_or_default()
+                .into_iter()
+                .next()
+                .unwrap_or_default(),
+        );
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn status(admin: &AdminClient, node: u64) -> anyhow::Result<proto::NodeStatus> {
+    let nodes = admin.list_nodes().await;
+    let nodes = nodes.context("could not list the nodes")?;
+    let found = nodes.into_iter().find(|status| status.node_id == node);
+    found.ok_or_else(|| {
+        advised(
+            format!("the cluster has no node {node}"),
+            "carillon admin nodes lists them",
+        )
+    })
+}
+
+/// Says what a node may be used for, and shows it.
+pub async fn set(
+    admin: &AdminClient,
+    node: u64,
+    standing: Standing,
+    output: Output,
+) -> anyhow::Result<()> {
+    let set = admin.set_standing(node, standing, false).await;
+    set.with_context(|| format!("node {node} could not be made {}", standing_name(standing)))?;
+    show_standing(admin, node, output).await
+}
+
+async fn show_standing(admin: &AdminClient, node: u64, output: Output) -> anyhow::Result<()> {
+    let status = status(admin, node).await?;
+    match output {
+        Output::Table => output::line(&format!(
+            "node {node} is {}: {} replicas, leads {}",
+            standing_name(status.standing()),
+            status.replicas_placed,
+            status.leaders
+        ))?,
+        Output::Json => output::json(&json!({
+            "node_id": node,
+            "standing": standing_name(status.standing()),
+            "replicas": status.replicas_placed,
+            "leaders": status.leaders,
+        }))?,
+    }
+    Ok(())
+}
+
+/// What people read for a standing.
+pub fn standing_name(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Unspecified => "unknown",
+        Standing::Active => "active",
+        Standing::Cordoned => "cordoned",
+        Standing::DrainingForRestart => "draining for restart",
+        Standing::DrainingForRemoval => "draining for removal",
+        Standing::Lost => "lost",
+    }
+}
+
+/// Takes a node out of the cluster.
+pub async fn forget(admin: &AdminClient, node: u64, output: Output) -> anyhow::Result<()> {
+    let changed = admin.forget_node(node).await;
+    let changed = changed.with_context(|| format!("could not forget node {node}"))?;
+    match output {
+        Output::Table if changed => output::line(&format!("node {node} is forgotten"))?,
+        Output::Table => output::line(&format!("node {node} was forgotten before"))?,
+        Output::Json => output::json(&json!({ "node_id": node, "changed": changed }))?,
+    }
+    Ok(())
+}
+
+/// Shows what a new node must know.
+pub async fn join_token(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
+    let token = admin.join_token().await;
+    let token = token.context("could not get the join token")?;
+    match output {
+        Output::Table => output::line(&token)?,
+        Output::Json => output::json(&json!({ "join_token": token }))?,
+    }
+    Ok(())
+}
+
+/// Shows replicas on their way.
+pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
+    let answer = admin.list_moves().await;
+    let answer = answer.context("could not list the moves")?;
+    if output == Output::Json {
+        let moves: Vec<Value> = answer.moves.iter().map(move_json).collect();
+        return Ok(output::json(
+            &json!({ "moves": moves, "waits": answer.waits }),
+        )?);
+    }
+    if answer.moves.is_empty() {
+        output::line("no replica is on its way")?;
+    } else {
+        let mut table = output::table(&["move", "shard", "from", "to", "step", "why", "since"]);
+        let node = |node: u64| match node {
+            0 => "-".to_owned(),
+            node => format!("node {node}"),
+        };
+        for running in &answer.moves {
+            table.add_row([
+                running.move_id.to_string(),
+                running.shard_id.to_string(),
+                node(running.from_node),
+                node(running.to_node),
+                running.step.clone(),
+                running.reason.clone(),
+                present::moment(running.started_at_ms),
+            ]);
+        }
+        output::show(&table)?;
+    }
+    for wait in &answer.waits {
+        output::line(&format!("waits: {wait}"))?;
+    }
+    Ok(())
+}
+
+fn move_json(running: &proto::Move) -> Value {
+    json!({
+        "move_id": running.move_id,
+        "shard_id": running.shard_id,
+        "from_node": running.from_node,
+        "to_node": running.to_node,
+        "step": running.step,
+        "reason": running.reason,
+        "started_at_ms": running.started_at_ms,
+    })
+}
+
+/// Shows what happened.
+pub async fn events(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
+    let events = admin.list_events().await;
+    let events = events.context("could not list the events")?;
+    if output == Output::Json {
+        let list = events.iter();
+        let list = list.map(|event| json!({ "at_ms": event.at_ms, "text": event.text }));
+        let list: Vec<Value> = list.collect();
+        return Ok(output::json(&json!({ "events": list }))?);
+    }
+    let mut table = output::table(&["when", "what"]);
+    for event in &events {
+        table.add_row([present::moment(event.at_ms), event.text.clone()]);
+    }
+    Ok(output::show(&table)?)
+}
