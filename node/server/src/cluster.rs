@@ -107,6 +107,11 @@ impl Cluster {
         self.relays.read().get(&node).cloned()
     }
 
+    /// The nodes that have a relay link, up or not.
+    pub fn linked_peers(&self) -> Vec<NodeId> {
+        self.relays.read().keys().copied().collect()
+    }
+
     /// A node is no longer of the cluster.
     pub fn remove_relay(&self, node: NodeId) -> Option<Arc<Link>> {
         self.relays.write().remove(&node)

@@ -103,6 +103,12 @@ impl Peers {
             for node in &meta.map.nodes {
                 self.add(node.node_id);
             }
+            if !meta.map.nodes.is_empty() {
+                let peers = self.cluster.linked_peers().into_iter();
+                peers
+                    .filter(|peer| meta.map.node(*peer).is_none())
+                    .for_each(|peer| self.part(peer));
+            }
             if changes.changed().await.is_err() {
                 return;
             }
@@ -121,6 +127,16 @@ impl Peers {
             for (kind, link) in [(LinkKind::Raft, raft), (LinkKind::Relay, relay)] {
                 tokio::spawn(self.clone().dial(kind, link));
             }
+        }
+    }
+
+    /// A peer is no longer of the cluster: it is not listened to any more.
+    fn part(&self, peer: NodeId) {
+        tracing::info!(peer = peer.0, "left the cluster");
+        let relay = self.cluster.remove_relay(peer);
+        for link in relay.into_iter().chain([self.links.link(peer)]) {
+            let epoch = link.watch().borrow().epoch;
+            link.close(epoch);
         }
     }
 
