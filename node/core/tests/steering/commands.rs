@@ -123,6 +123,12 @@ proptest! {
             let before = state.clone();
             let reply = apply_meta(&mut state, command.clone());
             prop_assert_eq!(&MetaReply::decode(&reply.encode()).expect("it decodes"), &reply);
+            if let MetaCommand::StartMove { epoch, .. } = &command
+                && *epoch != before.map.epoch
+            {
+                let started = matches!(reply, MetaReply::MoveStarted { existed: false, .. });
+                prop_assert!(!started, "a move started on another map");
+            }
             if matches!(reply, MetaReply::Refused(_)) {
                 prop_assert_eq!(&state, &before);
             }

@@ -4,6 +4,7 @@
 //!
 //! Each seed is a cluster. `CARILLON_TEST_SEED=n` runs one and prints what happens.
 
+mod cases;
 mod commands;
 mod faults;
 mod group;
