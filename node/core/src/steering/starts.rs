@@ -77,7 +77,8 @@ impl Planner<'_> {
         leads_on
     }
 
-    /// Why nothing is balanced now.
+    /// Why nothing is balanced now. A node that is given up or emptied is no reason once it
+    /// holds nothing.
     pub(super) fn unrest(&self) -> Option<String> {
         let state = self.state;
         if !state.policy.balance {
@@ -86,7 +87,7 @@ impl Planner<'_> {
         for (node, standing) in &state.standings {
             let node = *node;
             match standing {
-                Standing::Lost if state.replicas_on(node) == 0 => {}
+                leaving if leaving.is_leaving() && state.replicas_on(node) == 0 => {}
                 Standing::Active | Standing::Cordoned => {
                     if !self.seen.stays_up(node) {
                         return Some(format!("node {node} is silent or stopping"));

@@ -351,3 +351,27 @@ fn a_shard_listed_twice_gets_the_last_leader_once() {
     let shard = state.map.shard(ShardId(1)).expect("it is there");
     assert_eq!(shard.preferred_leader, NodeId(2));
 }
+
+/// Found by counting what the simulation leaves unbalanced: a drained node that nobody had
+/// forgotten yet held back every move for balance.
+#[test]
+fn a_drained_node_does_not_keep_others_from_being_balanced() {
+    let mut state = cluster(3, 8, 3);
+    join(&mut state, node(4));
+    join(&mut state, node(5));
+    set(&mut state, 5, Standing::DRAINING_FOR_REMOVAL, false);
+    let mut seen = healthy(&state);
+    // It may have been stopped already.
+    silence(&mut seen, &state, 5, 60);
+    let started = starts(&plan(&state, &seen));
+    let balances = |(reason, _): &(MoveReason, _)| *reason == MoveReason::Balance;
+    assert!(
+        !started.is_empty() && started.iter().all(balances),
+        "{started:?}"
+    );
+    // One that still holds something does.
+    set(&mut state, 5, Standing::Active, false);
+    set(&mut state, 3, Standing::DRAINING_FOR_REMOVAL, false);
+    let started = starts(&plan(&state, &seen));
+    assert!(!started.iter().any(balances), "{started:?}");
+}
