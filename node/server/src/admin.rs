@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::map::{
-    DrainPurpose, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, Standing,
+    DrainPurpose, META_SHARD, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, Standing,
 };
 use carillon_proto::admin as proto;
 use carillon_proto::admin::admin_server::Admin;
@@ -29,7 +29,6 @@ use crate::node::Node;
 use crate::peer::Client;
 use crate::peer::calls::CallError;
 use crate::shard::probe::{Probe, summarize};
-use carillon_core::map::META_SHARD;
 
 /// Replicas that do not tell their checksum within this are left out.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);

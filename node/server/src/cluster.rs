@@ -159,11 +159,15 @@ impl Cluster {
     /// Another node leads a shard, it says. False when that is nothing new here, or the
     /// replica here learns of it by itself and tells whom it concerns.
     pub fn announced(&self, shard: ShardId, route: Route) -> bool {
-        let before = self.leader(shard);
-        if before.is_some_and(|before| before.term >= route.term) {
-            return false;
+        {
+            let mut announced = self.announced.write();
+            let before = announced.get(&shard);
+            if before.is_some_and(|before| before.term >= route.term) {
+                return false;
+            }
+            // Kept also where a replica knows it, which may be deleted one day.
+            announced.insert(shard, route);
         }
-        self.announced.write().insert(shard, route);
         self.replica(shard).is_none()
     }
 

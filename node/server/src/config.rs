@@ -1,9 +1,9 @@
 //! The configuration of a node: one TOML file, with environment overrides.
 //!
 //! Every field has a default but `cluster_name`, `data_dir` and `listen`, and either
-//! `node_id` with `initial_peers` or `join`. An unknown field is refused. An environment variable overrides a field: its name is
-//! `CARILLON_NODE__` and the path in upper case with `__` between the parts, for
-//! example `CARILLON_NODE__LISTEN__CLIENT=127.0.0.1:7401`.
+//! `node_id` with `initial_peers` or `join`. An unknown field is refused. An environment
+//! variable overrides a field: its name is `CARILLON_NODE__` and the path in upper case with
+//! `__` between the parts, for example `CARILLON_NODE__LISTEN__CLIENT=127.0.0.1:7401`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

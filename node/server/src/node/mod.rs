@@ -57,7 +57,7 @@ pub struct Node {
     log: NodeLog,
     services: Services,
     identity: Arc<Identity>,
-    local: LocalReplicas,
+    local: Arc<LocalReplicas>,
     links: Arc<Links>,
     calls: PeerCalls,
     flusher: Arc<Flusher>,
@@ -140,7 +140,7 @@ impl Node {
     fn open(config: Config, store: Store) -> anyhow::Result<Arc<Self>> {
         let data = &config.data_dir;
         let identity = Arc::new(Identity::open(store.clone(), &config)?);
-        let local = LocalReplicas::open(store.clone())?;
+        let local = Arc::new(LocalReplicas::open(store.clone())?);
         let mut log_options = LogOptions::new(data.join("log"));
         log_options.segment_bytes = config.log.segment_bytes;
         log_options.memory_tail_bytes_max = config.log.memory_bytes_max as u64;

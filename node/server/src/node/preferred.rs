@@ -8,6 +8,7 @@
 //! Owner of the state: [`Returns`], since when nodes are reachable and shards are led here.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -84,8 +85,14 @@ impl Node {
                 return;
             }
             let (up, led) = self.led_elsewhere();
-            for led in returns.due(Instant::now(), after, &up, &led) {
-                if self.give_back(led).await {
+            let due = returns.due(Instant::now(), after, &up, &led);
+            let mut takes = HashMap::new();
+            for led in due {
+                let takes = match takes.entry(led.preferred) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => *new.insert(self.takes_leads(led.preferred).await),
+                };
+                if takes && self.give_back(led).await {
                     break;
                 }
             }
@@ -111,17 +118,18 @@ impl Node {
         (up.collect(), led.collect())
     }
 
+    /// The node answers, and is not about to stop: then it would only hand on what it gets.
+    async fn takes_leads(&self, node: NodeId) -> bool {
+        let status = self.calls.status_of(node).await;
+        let status = status.and_then(|status| status.node);
+        status.is_some_and(|status| !status.draining)
+    }
+
     /// Hands one shard over; false when that has to wait, and nothing was changed.
     async fn give_back(&self, led: Led) -> bool {
         let Some(replica) = self.cluster().replica(led.shard) else {
             return false;
         };
-        // One that is about to stop would only hand it on.
-        let status = self.calls.status_of(led.preferred).await;
-        let status = status.and_then(|status| status.node);
-        if status.is_none_or(|status| status.draining) {
-            return false;
-        }
         let group = replica.group();
         match group.transfer_leader(led.preferred, HANDOVER_TIMEOUT).await {
             Ok(()) => {

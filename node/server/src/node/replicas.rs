@@ -22,6 +22,7 @@ use super::local::{LocalReplica, Presence};
 use super::{Node, RETRY_INTERVAL, die};
 use crate::identity::random_id;
 use crate::meta::MetaMachine;
+use crate::peer::group::member_of;
 use crate::peer::snapshot::Sender;
 use crate::shard::Replica;
 use crate::shard::checksums::Checksums;
@@ -139,7 +140,7 @@ impl Node {
             Duty::Run(local) => Some((*shard, *local)),
             Duty::Delete(_) => None,
         });
-        if let Err(error) = self.local.put(begun) {
+        if let Err(error) = self.record(begun.collect()).await {
             die(&format!("the record of replicas cannot be kept: {error}"));
         }
         let mut deleted = false;
@@ -157,6 +158,12 @@ impl Node {
             }
         }
         deleted
+    }
+
+    /// Keeps what this disk has, off the threads that serve: it waits for the disk.
+    async fn record(&self, replicas: Vec<(ShardId, LocalReplica)>) -> anyhow::Result<()> {
+        let local = self.local.clone();
+        Ok(tokio::task::spawn_blocking(move || local.put(replicas)).await??)
     }
 
     async fn start_shard(
@@ -222,7 +229,8 @@ impl Node {
     /// the next start.
     async fn delete_shard(&self, shard: ShardId, local: LocalReplica) -> anyhow::Result<()> {
         let presence = |presence| LocalReplica { presence, ..local };
-        self.local.put([(shard, presence(Presence::Leaving))])?;
+        self.record(vec![(shard, presence(Presence::Leaving))])
+            .await?;
         carillon_log::failpoint::hit("node.replica.leaving");
         if let Some(replica) = self.cluster().remove_replica(shard) {
             replica.retire().await;
@@ -236,7 +244,7 @@ impl Node {
         };
         tokio::task::spawn_blocking(delete).await??;
         self.flusher.expire();
-        self.local.put([(shard, presence(Presence::Gone))])?;
+        self.record(vec![(shard, presence(Presence::Gone))]).await?;
         tracing::info!(
             shard = shard.0,
             replica = local.replica_id.0,
@@ -349,11 +357,7 @@ fn founding_voters(meta: &MetaState, descriptor: &ShardDescriptor) -> Option<Vec
     {
         return None;
     }
-    let member = |replica: &carillon_core::map::Replica| Member {
-        replica: replica.replica_id,
-        node: replica.node_id,
-    };
-    Some(descriptor.replicas.iter().map(member).collect())
+    Some(descriptor.replicas.iter().map(member_of).collect())
 }
 
 /// Replicas of the meta group are numbered like their nodes: each node has one for good.

@@ -7,17 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use carillon_core::ids::ShardId;
+use carillon_core::map::META_SHARD;
 use carillon_proto::admin::replica_status::Role as RoleStatus;
 use carillon_proto::admin::{NodeStatus, ReplicaStatus};
-use carillon_proto::internal::{
-    FollowerStatus, GroupConfig, GroupMember, GroupStatus, ShardReplica, StatusResponse,
-};
+use carillon_proto::internal::{FollowerStatus, GroupStatus, ShardReplica, StatusResponse};
 use carillon_raft::{Member, Role};
 
 use super::{Node, RETRY_INTERVAL};
 use crate::metrics::Observed;
+use crate::peer::group::{config_to_proto, member_to_proto};
 use crate::shard::Replica;
-use carillon_core::map::META_SHARD;
 
 /// A leader whose majority says nothing for this long is not counted as one.
 const MAJORITY_SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -212,7 +211,7 @@ impl Node {
 }
 
 fn group_status(status: &carillon_raft::GroupStatus) -> GroupStatus {
-    let members = |members: &[Member]| members.iter().map(group_member).collect();
+    let members = |members: &[Member]| members.iter().copied().map(member_to_proto).collect();
     let followers = status.followers.iter().map(|follower| FollowerStatus {
         replica_id: follower.member.replica.0,
         lag_entries: follower.lag_entries,
@@ -221,21 +220,10 @@ fn group_status(status: &carillon_raft::GroupStatus) -> GroupStatus {
             .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
     });
     GroupStatus {
-        config: status.config.map(|config| GroupConfig {
-            term: config.term,
-            leader_replica_id: config.leader.0,
-            index: config.index,
-        }),
+        config: status.config.map(config_to_proto),
         changing: status.changing,
         voters: members(&status.voters),
         learners: members(&status.learners),
         followers: followers.collect(),
-    }
-}
-
-fn group_member(member: &Member) -> GroupMember {
-    GroupMember {
-        replica_id: member.replica.0,
-        node_id: member.node.0,
     }
 }

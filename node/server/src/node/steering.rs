@@ -11,19 +11,23 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
-use carillon_core::map::{ConfigVersion, META_SHARD, MetaReply, Replica as Placed};
+use carillon_core::map::{ConfigVersion, META_SHARD, MetaReply};
 use carillon_core::steering::{
     FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, Wait, plan,
 };
 use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::{
-    ChangeMembersRequest, GroupConfig, GroupMember, GroupStatus, GroupVoters, ShardReplica,
-    StatusResponse, TransferRequest,
+    ChangeMembersRequest, GroupMember, GroupStatus, GroupVoters, ShardReplica, StatusResponse,
+    TransferRequest,
 };
-use carillon_raft::{Member, MemberChange, Position};
+use carillon_raft::{Member, MemberChange};
 
 use super::Node;
 use super::replicas::meta_member;
+use crate::peer::group::{
+    config_from_proto, config_of, config_to_proto, member_from_proto, member_of, member_to_proto,
+    replica_of, version_of,
+};
 use crate::shard::Replica;
 
 /// How often it is looked; a change of the meta group's state is looked at once.
@@ -162,7 +166,7 @@ impl Node {
                 replica,
                 config,
             } => {
-                let change = Change::AddLearner(group_member(&replica));
+                let change = Change::AddLearner(member_to_proto(member_of(&replica)));
                 self.change(shard_id, leader, change, config).await
             }
             Step::RemoveLearner {
@@ -171,7 +175,7 @@ impl Node {
                 replica,
                 config,
             } => {
-                let change = Change::RemoveLearner(group_member(&replica));
+                let change = Change::RemoveLearner(member_to_proto(member_of(&replica)));
                 self.change(shard_id, leader, change, config).await
             }
             Step::ChangeVoters {
@@ -180,7 +184,7 @@ impl Node {
                 voters,
                 config,
             } => {
-                let voters = voters.iter().map(group_member).collect();
+                let voters = voters.iter().map(member_of).map(member_to_proto).collect();
                 let change = Change::Voters(GroupVoters { voters });
                 self.change(shard_id, leader, change, config).await
             }
@@ -221,11 +225,7 @@ impl Node {
     ) -> Result<(), String> {
         let request = ChangeMembersRequest {
             shard_id: shard.0,
-            from: Some(GroupConfig {
-                term: config.term,
-                leader_replica_id: config.leader.0,
-                index: config.index,
-            }),
+            from: Some(config_to_proto(config_of(config))),
             change: Some(change),
         };
         let mut client = self
@@ -244,20 +244,11 @@ async fn change_meta(
     change: MemberChange,
     config: ConfigVersion,
 ) -> Result<(), String> {
-    let from = Position {
-        term: config.term,
-        leader: config.leader,
-        index: config.index,
-    };
-    let changed = meta_group.group().change_members(change, from).await;
+    let changed = meta_group
+        .group()
+        .change_members(change, config_of(config))
+        .await;
     changed.map_err(|error| error.to_string())
-}
-
-fn group_member(replica: &Placed) -> GroupMember {
-    GroupMember {
-        replica_id: replica.replica_id.0,
-        node_id: replica.node_id.0,
-    }
 }
 
 /// What a node says of a group that it leads, and in which term.
@@ -271,11 +262,8 @@ fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)
     } = replica.group.as_ref()?;
     let (config, status) = (config.as_ref()?, replica.status.as_ref()?);
     let placed = |members: &[GroupMember]| {
-        let placed = members.iter().map(|member| Placed {
-            replica_id: ReplicaId(member.replica_id),
-            node_id: NodeId(member.node_id),
-        });
-        placed.collect()
+        let placed = members.iter().copied().map(member_from_proto);
+        placed.map(replica_of).collect()
     };
     let within = ANSWERS_WITHIN.as_millis() as u64;
     let followers = followers.iter().map(|follower| {
@@ -287,11 +275,7 @@ fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)
     });
     let seen = ShardSeen {
         leader,
-        config: ConfigVersion {
-            term: config.term,
-            leader: ReplicaId(config.leader_replica_id),
-            index: config.index,
-        },
+        config: version_of(config_from_proto(*config)),
         voters: placed(voters),
         learners: placed(learners),
         changing: *changing,
@@ -305,13 +289,7 @@ fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)
 
 fn meta_seen(me: NodeId, meta_group: &Replica) -> MetaSeen {
     let status = meta_group.group().status();
-    let config = status
-        .config
-        .map_or_else(ConfigVersion::default, |config| ConfigVersion {
-            term: config.term,
-            leader: config.leader,
-            index: config.index,
-        });
+    let config = status.config.map(version_of).unwrap_or_default();
     let nodes = |members: &[Member]| members.iter().map(|member| member.node).collect();
     let followers = status.followers.iter().map(|follower| {
         let seen = FollowerSeen {

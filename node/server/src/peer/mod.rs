@@ -6,6 +6,7 @@
 
 pub mod calls;
 pub mod frames;
+pub mod group;
 mod receive;
 pub mod service;
 pub mod snapshot;

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_core::ids::{NodeId, ReplicaId, ShardId};
+use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::map::{JoinToken, MetaCommand, MetaRefusal, MetaReply, NodeInfo};
 use carillon_core::placement::Zone;
 use carillon_proto::admin::ReplicaChecksum;
@@ -13,14 +13,15 @@ use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     ChangeMembersRequest, ChangeMembersResponse, ChecksumRequest, ChecksumResponse, FlushRequest,
-    FlushResponse, GroupMember, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse,
-    JoinRequest, JoinResponse, KnownNode, Packet, SnapshotChunk, StartChecksumResponse,
-    StatusRequest, StatusResponse, TransferRequest, TransferResponse,
+    FlushResponse, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse, JoinRequest,
+    JoinResponse, KnownNode, Packet, SnapshotChunk, StartChecksumResponse, StatusRequest,
+    StatusResponse, TransferRequest, TransferResponse,
 };
-use carillon_raft::{Member, MemberChange, Position};
+use carillon_raft::MemberChange;
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::group::{config_from_proto, member_from_proto};
 use super::receive::{self, SnapshotInbox};
 use super::{LinkKind, Peers};
 use crate::node::Node;
@@ -241,15 +242,15 @@ impl Peer for PeerService {
         request: Request<ChangeMembersRequest>,
     ) -> Result<Response<ChangeMembersResponse>, Status> {
         let (_, request) = self.admitted(request)?;
-        let member = |member: GroupMember| Member {
-            replica: ReplicaId(member.replica_id),
-            node: NodeId(member.node_id),
-        };
         let change = match request.change {
-            Some(Change::AddLearner(learner)) => MemberChange::AddLearner(member(learner)),
-            Some(Change::RemoveLearner(learner)) => MemberChange::RemoveLearner(member(learner)),
+            Some(Change::AddLearner(learner)) => {
+                MemberChange::AddLearner(member_from_proto(learner))
+            }
+            Some(Change::RemoveLearner(learner)) => {
+                MemberChange::RemoveLearner(member_from_proto(learner))
+            }
             Some(Change::Voters(voters)) => MemberChange::Voters {
-                voters: voters.voters.into_iter().map(member).collect(),
+                voters: voters.voters.into_iter().map(member_from_proto).collect(),
                 retain: false,
             },
             None => return Err(Status::invalid_argument("change is missing")),
@@ -257,13 +258,11 @@ impl Peer for PeerService {
         let from = request
             .from
             .ok_or_else(|| Status::invalid_argument("from is missing"))?;
-        let from = Position {
-            term: from.term,
-            leader: ReplicaId(from.leader_replica_id),
-            index: from.index,
-        };
         let replica = self.replica(request.shard_id)?;
-        let changed = replica.group().change_members(change, from).await;
+        let changed = replica
+            .group()
+            .change_members(change, config_from_proto(from))
+            .await;
         changed.map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(ChangeMembersResponse {}))
     }
