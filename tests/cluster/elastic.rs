@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use carillon_proto::admin::Standing;
-use carillon_tests::harness::ClusterOptions;
+use carillon_tests::harness::{Cluster, ClusterOptions, RESTART_LIMIT};
 use carillon_tests::scenario::Scenario;
 
 /// Messages that show that the cluster goes on.
@@ -15,6 +15,8 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(15);
 /// How long all moves together may take, under load, one policy's worth at a time.
 const MOVES_LIMIT: Duration = Duration::from_secs(90);
 const SHARDS: u32 = 8;
+/// Names the points where a node dies; it reads them once when it starts.
+const FAILPOINTS: &str = "CARILLON_FAILPOINTS";
 
 fn scenario(name: &'static str) -> Scenario {
     let mut scenario = Scenario::new(name);
@@ -68,10 +70,89 @@ async fn nodes_are_killed_while_replicas_move() {
         .await;
 }
 
+/// A node that deletes a replica dies while it does, twice, and ends what it began.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_dies_while_it_deletes() {
+    let mut scenario = scenario("a_node_dies_while_it_deletes");
+    scenario.cluster.nodes = 4;
+    scenario
+        .run(async |cluster, load| {
+            let leaving = 2;
+            cluster.kill9(leaving).await?;
+            cluster.spawn(leaving, &[(FAILPOINTS, "node.replica.leaving=crash@1")])?;
+            cluster.wait_ready(leaving, RESTART_LIMIT).await?;
+            cluster
+                .set_standing(leaving, Standing::DrainingForRemoval)
+                .await?;
+            cluster.wait_exit(leaving, MOVES_LIMIT).await?;
+            cluster.spawn(leaving, &[(FAILPOINTS, "node.replica.log_removed=crash@1")])?;
+            cluster.wait_exit(leaving, RESTART_LIMIT).await?;
+            cluster.restart(leaving).await?;
+            cluster.wait_placed(leaving, 0..=0, MOVES_LIMIT).await?;
+            cluster.remove(leaving).await?;
+            cluster.forget(leaving).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// What a dead node had is made anew on the others, and it can be forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_node_is_replaced() {
+    let mut scenario = scenario("a_dead_node_is_replaced");
+    scenario.cluster.nodes = 4;
+    scenario
+        .run(async |cluster, load| {
+            let dead = cluster.leader_heavy_node().await?;
+            cluster.remove(dead).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+                .await?;
+            ensure!(
+                cluster.forget(dead).await.is_err(),
+                "a node in use was forgotten"
+            );
+            cluster.set_standing(dead, Standing::Lost).await?;
+            cluster.wait_placed(dead, 0..=0, MOVES_LIMIT).await?;
+            cluster.forget(dead).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// With one node away no other may stop: the drain names the shards, and changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_would_break_majorities_is_refused() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await?;
+    cluster
+        .set_standing(2, Standing::DrainingForRestart)
+        .await?;
+    cluster.wait_drained(2, MOVES_LIMIT).await?;
+    let leaders = cluster.leader_counts().await?;
+    ensure!(leaders[&2] == 0, "drained, but leads: {leaders:?}");
+    cluster.kill9(2).await?;
+    cluster.wait_silent(2, MOVES_LIMIT).await?;
+    let refused = cluster.set_standing(3, Standing::DrainingForRestart).await;
+    let refused = refused.expect_err("two of three answer").to_string();
+    ensure!(refused.contains("shard 1 "), "{refused}");
+    ensure!(
+        refused.contains("more"),
+        "all 17 groups are named: {refused}"
+    );
+    cluster.restart(2).await?;
+    cluster.set_standing(2, Standing::Active).await?;
+    cluster.wait_led_as_preferred(MOVES_LIMIT).await?;
+    let leaders = cluster.leader_counts().await?;
+    ensure!(
+        leaders[&3] > 0,
+        "node 3 was drained all the same: {leaders:?}"
+    );
+    Ok(())
+}
+
 /// A drain that would leave too few nodes is refused, and changes nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_needed_is_not_drained() -> Result<()> {
-    let cluster = carillon_tests::harness::Cluster::start(ClusterOptions::default()).await?;
+    let cluster = Cluster::start(ClusterOptions::default()).await?;
     let refused = cluster.set_standing(1, Standing::DrainingForRemoval).await;
     let refused = refused
         .expect_err("three nodes, three replicas")

@@ -257,8 +257,12 @@ fn questions_are_answered(place: &Place) {
     place.ask(&["group", "add", "--as", "bob", "welcome", "carol"]);
     let members = place.ask(&["group", "members", "--as", "carol", "welcome"]);
     assert_eq!(members["members"].as_array().map(Vec::len), Some(3));
+    nodes_are_managed(place);
     for table in [
         &["admin", "nodes"][..],
+        &["admin", "events"],
+        &["admin", "moves"],
+        &["admin", "join-token"],
         &["admin", "shards", "--long"],
         &["conversations", "--as", "bob"],
         &["history", "--as", "bob", "-c", "welcome"],
@@ -267,6 +271,39 @@ fn questions_are_answered(place: &Place) {
         let output = place.carillon(table).output().expect("it runs");
         assert!(output.status.success() && !output.stdout.is_empty());
     }
+}
+
+fn nodes_are_managed(place: &Place) {
+    let token = place.ask(&["admin", "join-token"]);
+    assert_eq!(token["join_token"].as_str().map(str::len), Some(32));
+    for (command, standing) in [("cordon", "cordoned"), ("uncordon", "active")] {
+        let node = place.ask(&["admin", command, "2"]);
+        assert_eq!(node["standing"], standing);
+    }
+    let needed = place.refused(&["admin", "drain", "2", "--for", "removal"]);
+    assert!(needed.contains("2 active nodes for 3 replicas"), "{needed}");
+    let in_use = place.refused(&["admin", "forget", "2"]);
+    assert!(in_use.contains("active"), "{in_use}");
+    let drain = ["admin", "drain", "2", "--for", "restart", "--wait"];
+    let drained = place.ask(&drain);
+    assert_eq!(
+        (&drained["standing"], &drained["leaders"]),
+        (&"draining for restart".into(), &0.into())
+    );
+    let undone = place.ask(&["admin", "drain", "2", "--cancel"]);
+    assert_eq!(undone["standing"], "active");
+    let moves = place.ask(&["admin", "moves"]);
+    assert_eq!(moves["moves"].as_array().map(Vec::len), Some(0));
+    let events = place.ask(&["admin", "events"]);
+    let events = events["events"].as_array().expect("a list");
+    let texts: Vec<&str> = events
+        .iter()
+        .filter_map(|one| one["text"].as_str())
+        .collect();
+    assert!(
+        texts.contains(&"node 2 is cordoned, was active"),
+        "{texts:?}"
+    );
 }
 
 fn chats_go_on(place: &Place, dev: &mut Running, ready: &Value) {

@@ -158,6 +158,25 @@ impl AdminClient {
         Ok(answer.await?.changed)
     }
 
+    /// How far the drain of a node is, and what draining it for `purpose` would break.
+    pub async fn drain_status(
+        &self,
+        node: u64,
+        purpose: admin::Standing,
+    ) -> Result<admin::GetDrainResponse, ClientError> {
+        let request = admin::GetDrainRequest {
+            node_id: node,
+            purpose: purpose.into(),
+        };
+        let answer = self.caller.call(
+            "get_drain",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).get_drain(request).await,
+        );
+        answer.await
+    }
+
     /// Takes a node that holds nothing out of the cluster for ever; false when it was already.
     pub async fn forget_node(&self, node: u64) -> Result<bool, ClientError> {
         let request = admin::ForgetNodeRequest { node_id: node };

@@ -13,12 +13,12 @@ use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
     ChecksumShardRequest, ChecksumShardResponse, Event, ForgetNodeRequest, ForgetNodeResponse,
-    GetClusterRequest, GetClusterResponse, GetJoinTokenRequest, GetJoinTokenResponse,
-    ListEventsRequest, ListEventsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest,
-    ListNodesResponse, ListShardsRequest, ListShardsResponse, MeasureAppendRequest,
-    MeasureAppendResponse, Move, NodeStatus, ReplicaStatus, SetStandingRequest,
-    SetStandingResponse, ShardStatus, TransferLeaderRequest, TransferLeaderResponse,
-    TriggerSnapshotRequest, TriggerSnapshotResponse,
+    GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
+    GetJoinTokenResponse, ListEventsRequest, ListEventsResponse, ListMovesRequest,
+    ListMovesResponse, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
+    MeasureAppendRequest, MeasureAppendResponse, Move, NodeStatus, ReplicaStatus,
+    SetStandingRequest, SetStandingResponse, ShardStatus, TransferLeaderRequest,
+    TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
 use carillon_proto::internal::{ChecksumRequest, FlushRequest, StatusResponse, TransferRequest};
 use futures_util::future::join_all;
@@ -32,6 +32,8 @@ use crate::shard::probe::{Probe, summarize};
 
 /// Replicas that do not tell their checksum within this are left out.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
+/// What a refused drain would break, named one by one at most.
+const DANGERS_NAMED_MAX: usize = 8;
 /// How long the meta group may take to decide.
 const META_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it is waited until the new leader leads, after it was asked to.
@@ -67,6 +69,36 @@ fn refused(refusal: &MetaRefusal) -> Status {
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
+}
+
+fn no_such_node(error: &CallError, node: NodeId) -> Status {
+    let metadata = [("node_id", node.0.to_string())];
+    status_with_reason(
+        Code::NotFound,
+        "NODE_NOT_FOUND",
+        error.to_string(),
+        metadata,
+    )
+}
+
+/// Refuses a drain that would break something, and names it.
+fn harmless(drain: &GetDrainResponse) -> Result<(), Status> {
+    let dangers = &drain.dangers;
+    if dangers.is_empty() {
+        return Ok(());
+    }
+    let named = dangers.len().min(DANGERS_NAMED_MAX);
+    let more = match dangers.len() - named {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let text = format!("{}{more}; or force it", dangers[..named].join("; "));
+    Err(status_with_reason(
+        Code::FailedPrecondition,
+        "NODE_NEEDED",
+        text,
+        [],
+    ))
 }
 
 fn standing_from_proto(standing: proto::Standing) -> Option<Standing> {
@@ -111,15 +143,7 @@ impl AdminService {
     fn client(&self, node: NodeId) -> Result<Client, Status> {
         let client = self.node.calls().client(node);
         client.map_err(|error| match error {
-            CallError::NoSuchNode(node) => {
-                let metadata = [("node_id", node.0.to_string())];
-                status_with_reason(
-                    Code::NotFound,
-                    "NODE_NOT_FOUND",
-                    error.to_string(),
-                    metadata,
-                )
-            }
+            CallError::NoSuchNode(node) => no_such_node(&error, node),
             CallError::Address { .. } => Status::internal(error.to_string()),
         })
     }
@@ -162,6 +186,17 @@ impl AdminService {
                 "the meta group answered with {other:?}"
             ))),
         }
+    }
+
+    /// Asks the meta group's leader about the drain of a node.
+    async fn drain(&self, request: GetDrainRequest) -> Result<GetDrainResponse, Status> {
+        let node = NodeId(request.node_id);
+        if self.node.cluster().meta().standing(node).is_none() {
+            return Err(no_such_node(&CallError::NoSuchNode(node), node));
+        }
+        let leader = self.leader(META_SHARD).await?;
+        let answer = self.client(leader)?.drain(request).await?;
+        Ok(answer.into_inner())
     }
 
     async fn leader(&self, shard: ShardId) -> Result<NodeId, Status> {
@@ -453,6 +488,13 @@ impl Admin for AdminService {
             Failure::invalid_argument("INVALID_STANDING", "standing is missing or unknown")
                 .into_status()
         })?;
+        if matches!(standing, Standing::Draining { .. }) && !request.forced {
+            let asked = GetDrainRequest {
+                node_id: request.node_id,
+                purpose: request.standing,
+            };
+            harmless(&self.drain(asked).await?)?;
+        }
         let changed = self
             .meta(MetaCommand::SetStanding {
                 node_id: NodeId(request.node_id),
@@ -462,6 +504,13 @@ impl Admin for AdminService {
             })
             .await?;
         Ok(Response::new(SetStandingResponse { changed }))
+    }
+
+    async fn get_drain(
+        &self,
+        request: Request<GetDrainRequest>,
+    ) -> Result<Response<GetDrainResponse>, Status> {
+        self.drain(request.into_inner()).await.map(Response::new)
     }
 
     async fn forget_node(
@@ -495,10 +544,17 @@ impl Admin for AdminService {
             reason: running.reason.to_string(),
             started_at_ms: running.started_at.0,
         });
-        let waits = self.all_statuses().await.into_values().flatten();
+        let waits = match self.node.cluster().leader(META_SHARD) {
+            Some(route) if route.node == self.node.cluster().me() => self.node.steering_waits(),
+            Some(route) => {
+                let status = self.node.calls().status_of(route.node).await;
+                status.map(|status| status.waits).unwrap_or_default()
+            }
+            None => vec!["the meta group has no leader; bring back its nodes".to_owned()],
+        };
         Ok(Response::new(ListMovesResponse {
             moves: moves.collect(),
-            waits: waits.flat_map(|status| status.waits).collect(),
+            waits,
         }))
     }
 

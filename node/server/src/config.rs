@@ -563,6 +563,42 @@ mod tests {
         assert_eq!(config.raft.heartbeat, Duration::from_millis(150));
     }
 
+    const JOINING: &str = r#"
+        cluster_name = "t"
+        data_dir = "d"
+        [listen]
+        client = "127.0.0.1:1"
+        peer = "127.0.0.1:2"
+        http = "127.0.0.1:3"
+        [join]
+        peers = ["127.0.0.1:9"]
+        token = "secret"
+    "#;
+
+    #[test]
+    fn a_node_that_joins_is_given_its_id() {
+        let config = load(JOINING).expect("valid");
+        assert_eq!(config.join.expect("it joins").peers, ["127.0.0.1:9"]);
+        for (with, without, field) in [
+            ("node_id = 4\n", "", "join"),
+            ("", r#"peers = ["127.0.0.1:9"]"#, "join"),
+            ("", r#"token = "secret""#, "join"),
+        ] {
+            let text = format!("{with}{}", JOINING.replace(without, ""));
+            let error = load(&text).expect_err("refused");
+            let text = format!("{error} {:?}", std::error::Error::source(&error));
+            assert!(text.contains(field), "{text}");
+        }
+        let empty = JOINING.replace("secret", "");
+        let error = load(&empty).expect_err("no token").to_string();
+        assert!(error.contains("join.token"), "{error}");
+        for weight in [0, 10_001] {
+            let text = format!("{JOINING}[placement]\nweight = {weight}\n");
+            let error = load(&text).expect_err("no weight").to_string();
+            assert!(error.contains("placement.weight"), "{error}");
+        }
+    }
+
     #[test]
     fn unknown_fields_are_refused() {
         let error = load(&format!("surprise = 1\n{MINIMAL}")).expect_err("unknown field");

@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use carillon_proto::admin::{
     ChecksumShardRequest, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
-    GetJoinTokenRequest, ListMovesRequest, ListNodesRequest, ListShardsRequest, SetStandingRequest,
-    ShardStatus, Standing, TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+    GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, ListMovesRequest, ListNodesRequest,
+    ListShardsRequest, SetStandingRequest, ShardStatus, Standing, TransferLeaderRequest,
+    TriggerSnapshotRequest, replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 
@@ -105,6 +106,50 @@ impl Cluster {
             .forget_node(rpc::within(request, QUESTION_LIMIT))
             .await?;
         Ok(())
+    }
+
+    /// How far the drain of a node is, and what it would break to stop it.
+    async fn drain(&self, node_id: u64) -> Result<GetDrainResponse> {
+        let request = GetDrainRequest {
+            node_id,
+            purpose: Standing::DrainingForRestart.into(),
+        };
+        let mut admin = self.admin()?;
+        let answer = admin.get_drain(rpc::within(request, QUESTION_LIMIT));
+        Ok(answer.await?.into_inner())
+    }
+
+    /// Waits until a node that is being drained may stop.
+    pub async fn wait_drained(&self, node_id: u64, limit: Duration) -> Result<()> {
+        self.wait_drain(node_id, limit, |drain| drain.done).await
+    }
+
+    /// Waits until the cluster has noticed that a node is away: no other may stop then.
+    pub async fn wait_silent(&self, node_id: u64, limit: Duration) -> Result<()> {
+        let other = self.up_ids().into_iter().find(|id| *id != node_id);
+        let other = other.context("no other node is up")?;
+        self.wait_drain(other, limit, |drain| !drain.dangers.is_empty())
+            .await
+    }
+
+    async fn wait_drain(
+        &self,
+        node_id: u64,
+        limit: Duration,
+        until: impl Fn(&GetDrainResponse) -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let last = match self.drain(node_id).await {
+                Ok(drain) if until(&drain) => return Ok(()),
+                Ok(drain) => format!("{drain:?}"),
+                Err(error) => format!("{error:#}"),
+            };
+            if Instant::now() >= deadline {
+                bail!("the drain of node {node_id} after {limit:?}: {last}");
+            }
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// Waits until no replica is on its way, and a node has this many of them, on the map and

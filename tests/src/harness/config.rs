@@ -89,6 +89,23 @@ pub fn free_addresses(nodes: u64) -> Result<Vec<Addresses>> {
         .collect()
 }
 
+/// What every node's `node.toml` has.
+fn head(data_dir: &Path, own: &Addresses) -> String {
+    format!(
+        "cluster_name = \"test\"\n\
+         data_dir = {:?}\n\
+         \n\
+         [listen]\n\
+         client = \"{}\"\n\
+         peer = \"{}\"\n\
+         http = \"{}\"\n",
+        data_dir.display().to_string(),
+        own.client,
+        own.peer,
+        own.http,
+    )
+}
+
 /// Writes a node's `node.toml`.
 pub fn write_node_toml(
     path: &Path,
@@ -101,20 +118,7 @@ pub fn write_node_toml(
         .ok()
         .and_then(|index| all.get(index))
         .context("a node without addresses")?;
-    let mut text = format!(
-        "node_id = {node_id}\n\
-         cluster_name = \"test\"\n\
-         data_dir = {:?}\n\
-         \n\
-         [listen]\n\
-         client = \"{}\"\n\
-         peer = \"{}\"\n\
-         http = \"{}\"\n",
-        data_dir.display().to_string(),
-        own.client,
-        own.peer,
-        own.http,
-    );
+    let mut text = format!("node_id = {node_id}\n{}", head(data_dir, own));
     for (index, addresses) in all.iter().enumerate() {
         write!(
             text,
@@ -145,21 +149,8 @@ pub fn write_joining_toml(
     extra_config: &str,
 ) -> Result<()> {
     let text = format!(
-        "cluster_name = \"test\"\n\
-         data_dir = {:?}\n\
-         \n\
-         [listen]\n\
-         client = \"{}\"\n\
-         peer = \"{}\"\n\
-         http = \"{}\"\n\
-         \n\
-         [join]\n\
-         peers = {peers:?}\n\
-         token = {token:?}\n{extra_config}",
-        data_dir.display().to_string(),
-        own.client,
-        own.peer,
-        own.http,
+        "{}\n[join]\npeers = {peers:?}\ntoken = {token:?}\n{extra_config}",
+        head(data_dir, own)
     );
     std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
 }

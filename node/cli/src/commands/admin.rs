@@ -31,6 +31,8 @@ pub enum AdminCommand {
     Cordon(membership::NodeArguments),
     /// Use a node for everything again: ends a drain, a cordon, a loss.
     Uncordon(membership::NodeArguments),
+    /// Say that a node is lost: what it had is made anew on others.
+    GiveUp(membership::GiveUpArguments),
     /// Take a node that holds nothing out of the cluster, for ever.
     Forget(membership::NodeArguments),
     /// What a new node must know to join.
@@ -100,10 +102,16 @@ pub async fn run(
             return membership::drain(&admin, &arguments, output).await;
         }
         AdminCommand::Cordon(arguments) => {
-            membership::set(&admin, arguments.node, proto::Standing::Cordoned, output).await?;
+            let standing = proto::Standing::Cordoned;
+            membership::set(&admin, arguments.node, standing, false, output).await?;
         }
         AdminCommand::Uncordon(arguments) => {
-            membership::set(&admin, arguments.node, proto::Standing::Active, output).await?;
+            let standing = proto::Standing::Active;
+            membership::set(&admin, arguments.node, standing, false, output).await?;
+        }
+        AdminCommand::GiveUp(arguments) => {
+            let standing = proto::Standing::Lost;
+            membership::set(&admin, arguments.node, standing, arguments.force, output).await?;
         }
         AdminCommand::Forget(arguments) => {
             membership::forget(&admin, arguments.node, output).await?;

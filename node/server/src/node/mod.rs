@@ -43,6 +43,7 @@ use crate::shard::beat::Beat;
 use crate::shard::{Replica, Services};
 use local::LocalReplicas;
 use serve::{serve_clients, serve_peers};
+use steering::Sight;
 
 /// Between two tries of what has to succeed in the end.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -66,6 +67,8 @@ pub struct Node {
     page: MetricsPage,
     started: Instant,
     stopping: AtomicBool,
+    /// Since when nodes are silent, while this node leads the meta group.
+    sight: tokio::sync::Mutex<Sight>,
     /// What the steering waits for.
     waits: Mutex<Vec<Wait>>,
     ready: watch::Sender<bool>,
@@ -185,6 +188,7 @@ impl Node {
             page: MetricsPage::new(metrics),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
+            sight: tokio::sync::Mutex::default(),
             waits: Mutex::default(),
             ready: watch::Sender::new(false),
             config,

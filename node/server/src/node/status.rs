@@ -169,11 +169,7 @@ impl Node {
         StatusResponse {
             node: Some(node),
             replicas,
-            waits: self
-                .steering_waits()
-                .into_iter()
-                .map(|wait| wait.text)
-                .collect(),
+            waits: self.steering_waits(),
         }
     }
 

@@ -11,10 +11,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
-use carillon_core::map::{ConfigVersion, META_SHARD, MetaReply};
+use carillon_core::map::{ConfigVersion, DrainPurpose, META_SHARD, MetaReply};
 use carillon_core::steering::{
-    FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, Wait, plan,
+    FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, drain_danger, drain_status, plan,
 };
+use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, Standing};
 use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::{
     ChangeMembersRequest, GroupMember, GroupStatus, GroupVoters, ShardReplica, StatusResponse,
@@ -41,7 +42,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// When each node was last heard, by this leader.
 #[derive(Debug, Default)]
-struct Sight {
+pub struct Sight {
     heard: HashMap<NodeId, Instant>,
 }
 
@@ -69,7 +70,6 @@ impl Sight {
 impl Node {
     /// Steers the cluster whenever this node leads the meta group, until it stops.
     pub(super) async fn steer(self: Arc<Self>) {
-        let mut sight = Sight::default();
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut changes = self.cluster().watch_meta();
@@ -82,14 +82,14 @@ impl Node {
                 return;
             }
             let Some(meta_group) = self.leads_meta().await else {
-                sight = Sight::default();
+                *self.sight.lock().await = Sight::default();
                 self.waits.lock().clear();
                 continue;
             };
             changes.borrow_and_update();
             // Read before anything is looked at, as the plan wants it.
             let meta = self.cluster().meta();
-            let seen = self.look(&mut sight, &meta_group).await;
+            let seen = self.look(&meta_group).await;
             let Plan { steps, waits } = plan(&meta, &seen);
             *self.waits.lock() = waits;
             for step in steps {
@@ -105,8 +105,33 @@ impl Node {
     }
 
     /// What the meta group's leader waits for, as of its last look; empty on other nodes.
-    pub fn steering_waits(&self) -> Vec<Wait> {
-        self.waits.lock().clone()
+    pub fn steering_waits(&self) -> Vec<String> {
+        let waits = self.waits.lock();
+        waits.iter().map(|wait| wait.text.clone()).collect()
+    }
+
+    /// Looks how far the drain of a node is, and what it would break. None on nodes that do not
+    /// lead the meta group.
+    pub async fn drain(&self, request: GetDrainRequest) -> Option<GetDrainResponse> {
+        let meta_group = self.leads_meta().await?;
+        let (meta, node) = (self.cluster().meta(), NodeId(request.node_id));
+        let seen = self.look(&meta_group).await;
+        let purpose = match request.purpose() {
+            Standing::DrainingForRestart => Some(DrainPurpose::Restart),
+            Standing::DrainingForRemoval => Some(DrainPurpose::Removal),
+            _ => None,
+        };
+        let dangers = purpose.map(|purpose| drain_danger(&meta, &seen, node, purpose));
+        let dangers = dangers.unwrap_or_default();
+        let status = drain_status(&meta, &seen, node);
+        Some(GetDrainResponse {
+            replicas_left: status.replicas_left,
+            leaders_left: status.leaders_left,
+            bytes_left: status.bytes_left,
+            done: status.done,
+            waits: status.waits,
+            dangers: dangers.iter().map(ToString::to_string).collect(),
+        })
     }
 
     /// The meta group's replica, when this node leads it for sure, and has applied what was
@@ -120,14 +145,16 @@ impl Node {
         matches!(confirmed.await, Ok(Ok(()))).then_some(replica)
     }
 
-    async fn look(&self, sight: &mut Sight, meta_group: &Replica) -> Seen {
+    async fn look(&self, meta_group: &Replica) -> Seen {
         let mut statuses = self.calls.statuses().await;
         statuses.insert(self.config.node(), Some(self.status()));
         let now = Instant::now();
+        let mut sight = self.sight.lock().await;
         let nodes = statuses
             .iter()
             .map(|(node, status)| (*node, sight.node(*node, now, status.as_ref())))
             .collect();
+        drop(sight);
         let mut led: BTreeMap<ShardId, (u64, ShardSeen)> = BTreeMap::new();
         for (node, status) in &statuses {
             for replica in status.iter().flat_map(|status| &status.replicas) {

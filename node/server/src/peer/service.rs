@@ -8,7 +8,7 @@ use std::time::Duration;
 use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::map::{JoinToken, MetaCommand, MetaRefusal, MetaReply, NodeInfo};
 use carillon_core::placement::Zone;
-use carillon_proto::admin::ReplicaChecksum;
+use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, ReplicaChecksum};
 use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
@@ -235,6 +235,17 @@ impl Peer for PeerService {
             node_id: node_id.0,
             nodes: nodes.collect(),
         }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<GetDrainRequest>,
+    ) -> Result<Response<GetDrainResponse>, Status> {
+        let (_, request) = self.admitted(request)?;
+        let drain = self.node.drain(request).await;
+        drain
+            .map(Response::new)
+            .ok_or_else(|| Status::unavailable("this node does not lead the meta group"))
     }
 
     async fn change_members(

@@ -1,4 +1,4 @@
-//! `carillon admin drain | cordon | uncordon | forget | join-token | moves | events`: nodes that
+//! `carillon admin drain | cordon | uncordon | give-up | forget | join-token | moves | events`: nodes that
 //! come and go.
 
 use std::process::ExitCode;
@@ -40,6 +40,15 @@ pub struct NodeArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct GiveUpArguments {
+    /// The node, by its id.
+    pub node: u64,
+    /// Even when others that were given up are not replaced yet.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct DrainArguments {
     /// The node, by its id.
     node: u64,
@@ -49,7 +58,7 @@ pub struct DrainArguments {
     /// Take a drain back: the node is used for everything again.
     #[arg(long, conflicts_with = "purpose")]
     cancel: bool,
-    /// Even when too few nodes are left to keep every replica.
+    /// Whatever it breaks: shards without a majority while it is away, replicas too few.
     #[arg(long)]
     force: bool,
     /// Wait until the node is empty.
@@ -103,30 +112,22 @@ async fn wait_drained(
     let style = ProgressStyle::with_template("{bar:32} {pos}/{len} gone  {msg}");
     bar.set_style(style.context("a progress bar's template")?);
     loop {
-        let status = status(admin, node).await?;
+        let drain = admin.drain_status(node, Standing::Unspecified).await;
+        let drain = drain.with_context(|| format!("could not ask how node {node} is drained"))?;
         let left = match standing {
-            Standing::DrainingForRestart => status.leaders,
-            _ => status.replicas_placed.max(status.replicas),
+            Standing::DrainingForRestart => drain.leaders_left,
+            _ => drain.replicas_left,
         };
         let all = bar.length().unwrap_or(0).max(u64::from(left));
         bar.set_length(all);
         bar.set_position(all - u64::from(left));
-        if left == 0 {
+        if drain.done || Instant::now() >= deadline {
             bar.finish_and_clear();
-            return Ok(true);
+            return Ok(drain.done);
         }
-        if Instant::now() >= deadline {
-            bar.finish_and_clear();
-            return Ok(false);
-        }
-        let waits = admin.list_moves().await.map(|moves| moves.waits);
-        bar.set_message(
-            waits
-                .unwrap_or_default()
-                .into_iter()
-                .next()
-                .unwrap_or_default(),
-        );
+        let waits = drain.waits.into_iter().next().unwrap_or_default();
+        let left = present::bytes(drain.bytes_left);
+        bar.set_message(format!("{left} left  {waits}"));
         sleep(LOOK_INTERVAL).await;
     }
 }
@@ -148,9 +149,10 @@ pub async fn set(
     admin: &AdminClient,
     node: u64,
     standing: Standing,
+    forced: bool,
     output: Output,
 ) -> anyhow::Result<()> {
-    let set = admin.set_standing(node, standing, false).await;
+    let set = admin.set_standing(node, standing, forced).await;
     set.with_context(|| format!("node {node} could not be made {}", standing_name(standing)))?;
     show_standing(admin, node, output).await
 }
