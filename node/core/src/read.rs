@@ -301,18 +301,24 @@ pub enum Membership {
     Member(MemberRecord),
 }
 
-/// Whether `user` may see `conversation`.
+/// Whether `user` may see `conversation`. Right also while commands are applied between the
+/// reads: a conversation begins in one step with its members.
 pub fn membership(
     view: &impl ReadView,
     conversation: &ConversationId,
     user: &UserId,
 ) -> Membership {
     let keys = ConversationKeys::new(conversation);
-    match load::<MemberRecord>(view, &keys.member(user)) {
+    let member = || load::<MemberRecord>(view, &keys.member(user));
+    let found = match member() {
+        // It may have begun since: only now it is known whether they are in it.
+        None if view.get(&keys.head()).is_some() => member(),
+        None => return Membership::NoConversation,
+        found => found,
+    };
+    match found {
         Some(member) if member.is_current() => Membership::Member(member),
-        Some(_) => Membership::NotAMember,
-        None if view.get(&keys.head()).is_some() => Membership::NotAMember,
-        None => Membership::NoConversation,
+        _ => Membership::NotAMember,
     }
 }
 

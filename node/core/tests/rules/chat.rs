@@ -5,6 +5,7 @@ use carillon_core::apply::{leaving, recipients};
 use carillon_core::memory::MemoryView;
 use carillon_core::read::{self, inbox_page, members_all};
 use carillon_core::records::ShardClock;
+use carillon_core::view::{ReadView, Visitor};
 use carillon_core::*;
 
 pub const START: TimestampMs = TimestampMs(MESSAGE_ID_EPOCH_MS + 1_000);
@@ -135,4 +136,35 @@ impl Chat {
 
 pub fn refused(refusal: Refusal) -> Reply {
     Reply::Refused(refusal)
+}
+
+/// A view whose state changes to another one after some reads: what a query sees that reads
+/// while commands are applied.
+pub struct Changing<'a> {
+    pub before: &'a MemoryView,
+    pub after: &'a MemoryView,
+    /// Reads that still see the state before.
+    pub reads_left: std::cell::Cell<u32>,
+}
+
+impl Changing<'_> {
+    fn now(&self) -> &MemoryView {
+        match self.reads_left.get() {
+            0 => self.after,
+            left => {
+                self.reads_left.set(left - 1);
+                self.before
+            }
+        }
+    }
+}
+
+impl ReadView for Changing<'_> {
+    fn get(&self, key: &[u8]) -> Option<Bytes> {
+        self.now().get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], reverse: bool, f: Visitor<'_>) {
+        self.now().scan(from, to, reverse, f);
+    }
 }

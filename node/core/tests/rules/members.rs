@@ -1,10 +1,10 @@
 //! Refusals, the members limit, owners, leaving and rejoining.
 
 use carillon_core::apply::{EARLIER_STAYS_MAX, MEMBERS_MAX};
-use carillon_core::read::{self, members_all};
+use carillon_core::read::{self, Membership, members_all, membership};
 use carillon_core::*;
 
-use crate::chat::{Chat, conversation, refused, user, users};
+use crate::chat::{Changing, Chat, conversation, refused, user, users};
 
 #[test]
 fn refusals() {
@@ -231,4 +231,27 @@ fn rejoining_without_end_waits_for_the_deliveries() {
     chat.deliver_all("team");
     let end = 2 * EARLIER_STAYS_MAX as u64 + 3;
     assert_eq!(chat.delivered("team", "bo"), (1..=end).collect::<Vec<_>>());
+}
+
+/// Queries read while commands are applied, one read after the other: whoever a conversation
+/// begins with is never told that they are not in it.
+#[test]
+fn a_conversation_that_begins_during_a_query_refuses_no_member() {
+    let before = Chat::new();
+    let mut begun = Chat::new();
+    begun.sent("direct:alice:bob", "alice", "m1");
+    begun.create("group", "alice", &["bob"]);
+    for id in ["direct:alice:bob", "group"] {
+        for reads in 0..5 {
+            let view = Changing {
+                before: &before.view,
+                after: &begun.view,
+                reads_left: reads.into(),
+            };
+            let seen = membership(&view, &conversation(id), &user("bob"));
+            assert_ne!(seen, Membership::NotAMember, "{id}, after {reads} reads");
+        }
+        let seen = membership(&begun.view, &conversation(id), &user("carol"));
+        assert_eq!(seen, Membership::NotAMember, "{id}");
+    }
 }

@@ -1,5 +1,6 @@
-//! Answers queries from a consistent state: `execute(reader, query) -> Answer`, without
-//! I/O of its own. Whether the state is fresh enough is the caller's business.
+//! Answers queries: `execute(reader, query) -> Answer`, without I/O of its own. Whether the
+//! state is fresh enough is the caller's business. Commands may be applied between two reads
+//! of a query; its answer is right for the state before, or one after some of them.
 //!
 //! A refusal is answered as `Answer.refused`: an encoded core [`Reply::Refused`]. A query
 //! that no gateway makes (an id that is none, a kind of a newer version) is answered with

@@ -500,9 +500,14 @@ impl Replica {
             Ok(Err(_)) | Err(_) => return Err(Undone::Retry(None)),
         }
         let reader = self.reader.clone();
-        tokio::task::spawn_blocking(move || crate::query::execute(&reader, &query))
+        let answer = tokio::task::spawn_blocking(move || crate::query::execute(&reader, &query))
             .await
-            .map_err(|error| Undone::Failed(format!("a query failed: {error}")))
+            .map_err(|error| Undone::Failed(format!("a query failed: {error}")))?;
+        // The state may have been deleted while it was read.
+        if self.is_retired() {
+            return Err(Undone::Retry(None));
+        }
+        Ok(answer)
     }
 
     /// A node went away: its sessions are gone, or it tells of them again.

@@ -89,7 +89,10 @@ impl Device {
                         self.anomaly(format!("a delivered conversation is not there: {status}"));
                     }
                 }
-                Err(status) => self.on_failed_call("GetMessages", &status),
+                Err(status) => {
+                    let call = format!("GetMessages of {conversation}");
+                    self.on_failed_call(&call, &status);
+                }
             },
             Done::Synced {
                 after,
