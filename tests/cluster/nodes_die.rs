@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use carillon_proto::v1::kick;
 use carillon_tests::harness::{
     Cluster, ClusterOptions, GRACEFUL_STOP_LIMIT, RESTART_LIMIT, START_LIMIT, Signal,
@@ -25,6 +25,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long it may take until each shard is led where it is to be: a node leads about six, and
 /// gets one back each half second.
 const RETURN_LIMIT: Duration = Duration::from_secs(30);
+/// How often a majority is frozen, and for how long: a little more than a leader takes proposals
+/// without hearing from one.
+const FREEZES: u32 = 15;
+const LEASE: Duration = Duration::from_millis(750);
 /// How long a leader is frozen.
 const FREEZE: Duration = Duration::from_secs(5);
 /// After a quorum is lost: answers that were on their way have arrived.
@@ -139,6 +143,47 @@ async fn sigstop_of_a_leader() {
                 .await?;
             cluster.thaw(victim)?;
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// A leader that a majority does not answer takes nothing for that time, and goes on in the same
+/// term: what it refuses in between must not be overtaken by what it takes after.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_majority_is_frozen_again_and_again() {
+    freeze_majorities("a_majority_is_frozen_again_and_again", 3).await;
+}
+
+/// The same where most of what is sent comes from nodes without a replica.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_majority_far_away_is_frozen_again_and_again() {
+    freeze_majorities("a_majority_far_away_is_frozen_again_and_again", 5).await;
+}
+
+async fn freeze_majorities(name: &'static str, nodes: u64) {
+    let mut scenario = Scenario::new(name);
+    scenario.cluster.nodes = nodes;
+    // All in one shard, so that there is much to overtake.
+    scenario.cluster.shards = 1;
+    scenario
+        .run(async |cluster, load| {
+            for _ in 0..FREEZES {
+                let shards = cluster.shards().await?;
+                let shard = shards.iter().find(|shard| shard.shard_id == 1);
+                let shard = shard.context("shard 1")?;
+                let holders = shard.replicas.iter().map(|replica| replica.node_id);
+                let others: Vec<u64> = holders.filter(|id| *id != shard.leader_node).collect();
+                for id in &others {
+                    cluster.freeze(*id)?;
+                }
+                sleep(LEASE).await;
+                for id in &others {
+                    cluster.thaw(*id)?;
+                }
+                load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+                    .await?;
+            }
+            Ok(())
         })
         .await;
 }

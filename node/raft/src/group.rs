@@ -24,6 +24,7 @@ use carillon_log::GroupLog;
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, RaftError,
 };
+use openraft::impls::leader_id_adv::LeaderId;
 use openraft::raft::ClientWriteResult;
 use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
@@ -278,8 +279,29 @@ impl Group {
 
     /// Proposes one entry. Returns when it is in the group's queue, waiting while that is full;
     /// `done` is called exactly once with what became of it, on a task of the group: it must not
-    /// block. Proposals of one caller are handled in order.
+    /// block. Proposals of one caller are handled in order, but one that is refused does not keep
+    /// the next from being taken: a leader that hears no majority refuses, and goes on when it
+    /// does. See [`Group::decided`].
     pub async fn propose(&self, payload: Bytes, done: impl FnOnce(Outcome) + Send + 'static) {
+        self.write(None, payload, done).await;
+    }
+
+    /// The same, refused unless this replica leads in that term.
+    pub async fn propose_in(
+        &self,
+        term: u64,
+        payload: Bytes,
+        done: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        self.write(Some(term), payload, done).await;
+    }
+
+    async fn write(
+        &self,
+        term: Option<u64>,
+        payload: Bytes,
+        done: impl FnOnce(Outcome) + Send + 'static,
+    ) {
         if payload.len() > ENTRY_BYTES_MAX {
             return done(Outcome::TooLarge {
                 bytes_max: ENTRY_BYTES_MAX,
@@ -288,13 +310,24 @@ impl Group {
         let me = self.inner.me;
         let callback = Callback::new(move |result| done(outcome(me, result)));
         // When the group has stopped it drops the callback, which answers `Unknown`.
-        if let Err(fatal) = self
-            .inner
-            .raft
-            .client_write_ff(Payload(payload), Some(callback))
-            .await
-        {
+        let mut request = self.inner.raft.write(Payload(payload)).responder(callback);
+        if let Some(term) = term {
+            request = request.with_leader(LeaderId {
+                term,
+                node_id: me.replica.0,
+            });
+        }
+        if let Err(fatal) = request.await {
             tracing::debug!(shard = self.inner.shard.0, error = %fatal, "proposal to a stopped group");
+        }
+    }
+
+    /// Returns when everything proposed before is either in the log, or was refused and its `done`
+    /// has been called. Whoever proposes in an order that matters calls it before the next one.
+    pub async fn decided(&self) {
+        // Handled after all that was sent before it.
+        if let Err(fatal) = self.inner.raft.with_raft_state(|_| ()).await {
+            tracing::debug!(shard = self.inner.shard.0, error = %fatal, "the group has stopped");
         }
     }
 

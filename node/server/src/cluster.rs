@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{MetaState, ShardMap};
 use carillon_raft::Link;
@@ -17,15 +17,16 @@ use tokio::sync::watch;
 use crate::peer::frames;
 use crate::router::{Payload, Undone};
 use crate::shard::Replica;
+use crate::shard::lead::Lead;
 use crate::shard::queue::Origin;
 
-/// A shard's leader, in one term.
+/// A shard's leader, in one lead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// The node that leads.
     pub node: NodeId,
-    /// In which term; 0 when a node is only asked whether it leads.
-    pub term: u64,
+    /// In which lead; any when a node is only asked whether it leads.
+    pub lead: Lead,
 }
 
 /// Shared by everything in a node.
@@ -146,13 +147,13 @@ impl Cluster {
         known
             .into_iter()
             .chain(announced)
-            .max_by_key(|route| route.term)
+            .max_by_key(|route| route.lead)
     }
 
     /// This node leads a shard: tells all others, of which many have no replica of it.
-    pub fn announce(&self, shard: ShardId, term: u64) {
+    pub fn announce(&self, shard: ShardId, lead: Lead) {
         for link in self.relays.read().values().filter(|link| link.is_up()) {
-            frames::send_leads(link, shard, term);
+            frames::send_leads(link, shard, lead);
         }
     }
 
@@ -162,7 +163,7 @@ impl Cluster {
         {
             let mut announced = self.announced.write();
             let before = announced.get(&shard);
-            if before.is_some_and(|before| before.term >= route.term) {
+            if before.is_some_and(|before| before.lead >= route.lead) {
                 return false;
             }
             // Kept also where a replica knows it, which may be deleted one day.
@@ -195,7 +196,10 @@ impl Cluster {
             .filter(|node| self.relay(*node).is_some_and(|link| link.is_up()))
             .collect();
         let node = *up.get(turn % up.len().max(1))?;
-        Some(Route { node, term: 0 })
+        Some(Route {
+            node,
+            lead: Lead::ANY,
+        })
     }
 
     /// Hands an operation to the leader, here or over the relay. An error means that it
@@ -211,7 +215,7 @@ impl Cluster {
             let Some(replica) = self.replica(shard) else {
                 return Err(Undone::Retry(None));
             };
-            return replica.take(route.term, payload, Origin::Lane { sequence });
+            return replica.take(route.lead, payload, Origin::Lane { sequence });
         }
         let Some(link) = self.relay(route.node) else {
             return Err(Undone::Retry(None));
@@ -222,7 +226,7 @@ impl Cluster {
             Payload::Deliver(body) => (frames::DELIVER, body),
         };
         let sent = link.send(kind, shard, sequence, |buffer| {
-            buffer.put_u64_le(route.term);
+            route.lead.write(buffer);
             buffer.put_slice(body);
         });
         if sent {
@@ -244,13 +248,4 @@ fn slot_table(map: &ShardMap) -> Arc<[ShardId]> {
         }
     }
     table.into()
-}
-
-/// The body of a relayed operation: the term it is meant for, and the rest.
-pub fn split_term(mut body: Bytes) -> Option<(u64, Bytes)> {
-    if body.len() < 8 {
-        return None;
-    }
-    let term = u64::from_le_bytes(body.split_to(8).as_ref().try_into().ok()?);
-    Some((term, body))
 }

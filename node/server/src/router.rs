@@ -1,8 +1,8 @@
 //! Finds the leader of a shard and keeps at it until the caller's deadline.
 //!
 //! Every shard has a **lane**. Operations enter a lane in order and leave it towards the
-//! shard's leader in that order, under the term in which it leads; a leader takes them
-//! only in that term. When one comes back undone (not the leader, connection lost, a new
+//! shard's leader in that order, for the [`Lead`] that is known; it takes them only in that
+//! lead. When one comes back undone (not the leader, connection lost, a new
 //! leader elected), the lane stops, lets the others settle, puts the undone ones back in
 //! front in their order, and goes on with the next leader. Every operation is idempotent,
 //! so one whose outcome is unknown is simply sent again.
@@ -26,6 +26,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, Route};
+use crate::shard::lead::Lead;
 
 /// Operations in one lane, waiting and in flight, at most.
 pub const LANE_OPERATIONS_MAX: usize = 100_000;
@@ -421,7 +422,7 @@ impl Router {
             // corrected by it.
             self.cluster.replica(lane.shard).is_some() || Some(*route) != refused
         });
-        let known = known.max_by_key(|route| route.term);
+        let known = known.max_by_key(|route| route.lead);
         state.route = known.or_else(|| {
             state.probes += 1;
             self.cluster.probe_route(lane.shard, state.probes)
@@ -462,7 +463,11 @@ impl Router {
         let mut completed = Completed::new();
         {
             let mut state = lane.state.lock();
-            if state.sent_to != Some(leader) {
+            // An older lead is no reason to ask again what a newer one was asked.
+            if state
+                .sent_to
+                .is_none_or(|sent_to| sent_to.lead < leader.lead)
+            {
                 retract(&mut state);
             }
             state.probe_after = None;
@@ -577,8 +582,15 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
         }
         Err(Undone::Retry(hint)) => {
             state.undone.push((sequence, operation));
-            // One that was only asked whether it leads has refused nothing.
-            state.refused = state.sent_to.filter(|to| to.term != 0).or(state.refused);
+            // The same again is no news.
+            let hint = hint.filter(|hint| Some(*hint) != state.sent_to);
+            match state.sent_to {
+                // One that was only asked whether it leads has refused nothing, and may say so.
+                Some(asked) if asked.lead == Lead::ANY => {
+                    state.refused = state.refused.filter(|refused| Some(*refused) != hint);
+                }
+                asked => state.refused = asked,
+            }
             if state.route.take().is_some() {
                 state.probe_after = hint.is_none().then(|| Instant::now() + PROBE_INTERVAL);
             }

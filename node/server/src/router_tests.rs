@@ -26,7 +26,7 @@ const LATE: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Arrived {
     sequence: u64,
-    term: u64,
+    lead: Lead,
     request: u64,
 }
 
@@ -47,7 +47,7 @@ impl Node {
                 let mut body = frame.body;
                 all.push(Arrived {
                     sequence: frame.correlation,
-                    term: body.get_u64_le(),
+                    lead: Lead::read(&mut body).expect("a lead"),
                     request: body.get_u64_le(),
                 });
             }
@@ -81,9 +81,13 @@ impl Node {
     fn leading(&self, term: u64) -> Settled {
         Err(Undone::Retry(Some(Route {
             node: self.id,
-            term,
+            lead: lead(term),
         })))
     }
+}
+
+fn lead(term: u64) -> Lead {
+    Lead::first(term, Some(ReplicaId(9)))
 }
 
 fn requests(arrived: &[Arrived]) -> Vec<u64> {
@@ -234,7 +238,7 @@ async fn what_comes_back_undone_goes_on_in_the_old_order() {
     }
     let (mut fixture, asked) = fixture.first_asked();
     assert_eq!(requests(&asked), [1, 2, 3, 4, 5, 6]);
-    assert!(asked.iter().all(|operation| operation.term == 0));
+    assert!(asked.iter().all(|operation| operation.lead == Lead::ANY));
 
     // They come back in any order; one was done before the leader stepped down.
     let leads = |fixture: &Fixture| fixture.third.leading(7);
@@ -251,7 +255,7 @@ async fn what_comes_back_undone_goes_on_in_the_old_order() {
     fixture.settle(asked[2], leads(&fixture));
     let again = fixture.third.arrived();
     assert_eq!(requests(&again), [1, 3, 4, 5, 6, 7]);
-    assert!(again.iter().all(|operation| operation.term == 7));
+    assert!(again.iter().all(|operation| operation.lead == lead(7)));
     fixture.submit(8);
     assert_eq!(requests(&fixture.third.arrived()), [8]);
     assert_eq!(fixture.outcomes.ended(), [2]);
@@ -274,7 +278,7 @@ async fn an_announced_leader_is_asked_until_it_refuses() {
     let running = tokio::spawn(fixture.router.clone().run());
     let route = |node: &Node, term| Route {
         node: node.id,
-        term,
+        lead: lead(term),
     };
     let cluster = fixture.router.cluster.clone();
     assert!(cluster.announced(SHARD, route(&fixture.third, 5)));
@@ -285,7 +289,7 @@ async fn an_announced_leader_is_asked_until_it_refuses() {
     fixture.router.on_leader_changed(SHARD);
     fixture.submit(1);
     let asked = fixture.third.arrived();
-    assert_eq!((requests(&asked), asked[0].term), (vec![1], 5));
+    assert_eq!((requests(&asked), asked[0].lead), (vec![1], lead(5)));
 
     fixture.settle(asked[0], Err(Undone::Retry(None)));
     let elsewhere = async {
@@ -296,7 +300,7 @@ async fn an_announced_leader_is_asked_until_it_refuses() {
             }
             // Those that are asked in between do not lead either.
             for operation in fixture.third.arrived() {
-                assert_eq!(operation.term, 0, "the term that was refused");
+                assert_eq!(operation.lead, Lead::ANY, "the lead that was refused");
                 fixture
                     .router
                     .settle(SHARD, operation.sequence, Err(Undone::Retry(None)));
@@ -310,7 +314,7 @@ async fn an_announced_leader_is_asked_until_it_refuses() {
     assert!(cluster.announced(SHARD, route(&fixture.third, 6)));
     fixture.router.on_leader_changed(SHARD);
     let again = fixture.third.arrived();
-    assert_eq!((requests(&again), again[0].term), (vec![1], 6));
+    assert_eq!((requests(&again), again[0].lead), (vec![1], lead(6)));
     fixture.settle(asked[0], replied(9));
     fixture.settle(again[0], replied(1));
     assert_eq!(fixture.outcomes.of(1), Some(Ok(reply(1))));

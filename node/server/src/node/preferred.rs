@@ -111,7 +111,7 @@ impl Node {
             let replica = cluster.replica(descriptor.shard_id)?;
             (preferred != me).then_some(Led {
                 shard: descriptor.shard_id,
-                term: replica.leads_in()?,
+                term: replica.leads_in()?.term(),
                 preferred,
             })
         });

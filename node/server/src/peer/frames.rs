@@ -1,10 +1,10 @@
 //! The frames of a relay link: operations of one node's router to the leaders on
 //! another, their answers, pushes for online users, and who leads.
 //!
-//! Bodies, little-endian: an operation is u64 term and the payload; an answer is u8 status
+//! Bodies, little-endian: an operation is the lead it is meant for and the payload; an answer is u8 status
 //! and what belongs to it; a push is u32 length and encoded `v1.Message`, then per user u8
-//! length and id, u64 inbox_seq, u32 unread; a node that leads the frame's shard says u64
-//! term.
+//! length and id, u64 inbox_seq, u32 unread; a node that leads the frame's shard says
+//! in which lead.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carillon_core::ids::{NodeId, ShardId};
@@ -13,6 +13,7 @@ use carillon_raft::{FRAME_BYTES_MAX, FrameKind, Link};
 
 use crate::cluster::Route;
 use crate::router::{Response, Settled, Undone};
+use crate::shard::lead::Lead;
 
 /// An encoded core command.
 pub const COMMAND: FrameKind = FrameKind(FrameKind::USER_FIRST);
@@ -93,7 +94,7 @@ fn write_settled(buffer: &mut BytesMut, settled: &Settled) {
         Err(Undone::Retry(hint)) => {
             buffer.put_u8(STATUS_RETRY);
             buffer.put_u64_le(hint.map_or(0, |route| route.node.0));
-            buffer.put_u64_le(hint.map_or(0, |route| route.term));
+            hint.map_or(Lead::ANY, |route| route.lead).write(buffer);
         }
         Err(Undone::Overloaded { limit, max }) => {
             buffer.put_u8(STATUS_OVERLOADED);
@@ -117,11 +118,11 @@ pub fn read_settled(mut body: Bytes) -> Option<Settled> {
         STATUS_REPLY => Ok(Response::Reply(Reply::decode(&body).ok()?)),
         STATUS_ANSWER => Ok(Response::Answer(body)),
         STATUS_DELIVERED => Ok(Response::Delivered),
-        STATUS_RETRY if body.len() == 16 => {
-            let (node, term) = (body.get_u64_le(), body.get_u64_le());
+        STATUS_RETRY if body.len() == 8 + Lead::BYTES => {
+            let (node, lead) = (body.get_u64_le(), Lead::read(&mut body)?);
             Err(Undone::Retry((node != 0).then_some(Route {
                 node: NodeId(node),
-                term,
+                lead,
             })))
         }
         STATUS_OVERLOADED if body.len() == 9 => {
@@ -161,8 +162,8 @@ pub fn send_push<'a>(
 
 /// Says that this node leads a shard. A link that is full is closed: when it is up again,
 /// everything is said anew.
-pub fn send_leads(link: &Link, shard: ShardId, term: u64) {
-    if !link.send(LEADS, shard, 0, |buffer| buffer.put_u64_le(term)) {
+pub fn send_leads(link: &Link, shard: ShardId, lead: Lead) {
+    if !link.send(LEADS, shard, 0, |buffer| lead.write(buffer)) {
         close_full(link, "who leads");
     }
 }
@@ -195,6 +196,7 @@ impl<'a> Iterator for PushTargets<'a> {
 mod tests {
     use std::time::Duration;
 
+    use carillon_core::ids::ReplicaId;
     use carillon_raft::{LINK_BUFFER_BYTES_DEFAULT, next_frame};
     use futures_util::StreamExt as _;
 
@@ -209,7 +211,7 @@ mod tests {
             Err(Undone::Retry(None)),
             Err(Undone::Retry(Some(Route {
                 node: NodeId(2),
-                term: 7,
+                lead: Lead::first(7, Some(ReplicaId(8))),
             }))),
             Err(Undone::Overloaded {
                 limit: LIMITS[0],

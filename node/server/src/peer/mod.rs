@@ -25,10 +25,11 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::cluster::{Cluster, Route, split_term};
+use crate::cluster::{Cluster, Route};
 use crate::gateway::Gateway;
 use crate::identity::Identity;
 use crate::router::{Payload, Router, Undone};
+use crate::shard::lead::Lead;
 use crate::shard::queue::Origin;
 use frames::{PushTargets, read_push, read_settled, send_settled};
 pub use receive::SnapshotInbox;
@@ -214,7 +215,7 @@ impl Peers {
             LinkKind::Relay => {
                 self.introduce(&link);
                 self.resubscribe(peer);
-                self.relay(&link, inbound).await;
+                self.relay(&link, epoch, inbound).await;
             }
         }
         link.close(epoch);
@@ -236,8 +237,8 @@ impl Peers {
     /// Tells the peer what this node leads; what it leads from now on is announced.
     fn introduce(&self, link: &Link) {
         for replica in self.cluster.replicas() {
-            if let Some(term) = replica.leads_in() {
-                frames::send_leads(link, replica.shard(), term);
+            if let Some(lead) = replica.leads_in() {
+                frames::send_leads(link, replica.shard(), lead);
             }
         }
     }
@@ -262,10 +263,17 @@ impl Peers {
     async fn relay(
         &self,
         link: &Arc<Link>,
+        epoch: LinkEpoch,
         mut inbound: impl Stream<Item = Result<Bytes, Status>> + Unpin,
     ) {
+        let state = link.watch();
         while let Some(Ok(mut packet)) = inbound.next().await {
             loop {
+                // What came over an older connection was sent again over the new one: done now,
+                // it would be done after what followed it there.
+                if state.borrow().epoch != epoch {
+                    return;
+                }
                 match next_frame(&mut packet) {
                     Ok(Some(frame)) => self.on_frame(link, frame),
                     Ok(None) => break,
@@ -300,11 +308,12 @@ impl Peers {
                 return;
             }
             frames::LEADS => {
-                let Some((term, _)) = split_term(frame.body) else {
+                let mut body = frame.body;
+                let Some(lead) = Lead::read(&mut body) else {
                     return;
                 };
                 let node = link.peer();
-                if self.cluster.announced(frame.shard, Route { node, term }) {
+                if self.cluster.announced(frame.shard, Route { node, lead }) {
                     self.router.on_leader_changed(frame.shard);
                     self.gateway.on_leader_changed(frame.shard);
                 }
@@ -319,7 +328,8 @@ impl Peers {
                 return;
             }
         };
-        let Some((term, body)) = split_term(frame.body) else {
+        let mut body = frame.body;
+        let Some(lead) = Lead::read(&mut body) else {
             return;
         };
         let correlation = frame.correlation;
@@ -329,7 +339,7 @@ impl Peers {
                     link: link.clone(),
                     correlation,
                 };
-                replica.take(term, &make(body), origin)
+                replica.take(lead, &make(body), origin)
             }
             None => Err(Undone::Retry(None)),
         };

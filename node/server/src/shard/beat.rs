@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -131,12 +132,10 @@ impl Beat {
             }
             let begun = Instant::now();
             let round = std::mem::take(&mut *self.armed.lock());
-            let mut entries = 0;
-            for replica in round {
-                if let Some(replica) = replica.upgrade() {
-                    entries += replica.propose().await;
-                }
-            }
+            // All at once: each waits for its group to decide.
+            let replicas: Vec<_> = round.iter().filter_map(Weak::upgrade).collect();
+            let proposed = join_all(replicas.iter().map(|replica| replica.propose())).await;
+            let entries = proposed.into_iter().sum();
             next = begun + self.pause(entries);
         }
     }

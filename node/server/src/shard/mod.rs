@@ -7,6 +7,7 @@
 
 pub mod beat;
 pub mod checksums;
+pub mod lead;
 pub mod machine;
 pub mod probe;
 pub mod queue;
@@ -32,8 +33,9 @@ use prost::Message as _;
 
 use self::beat::Beat;
 use self::checksums::Checksums;
+use self::lead::Lead;
 use self::machine::MachineEnded;
-use self::queue::{Leading, NotTaken, Origin, Proposal, Queue};
+use self::queue::{NotTaken, Origin, Proposal, Queue};
 use self::subscribers::Subscribers;
 use crate::cluster::{Cluster, Route};
 use crate::config::RaftConfig;
@@ -141,11 +143,15 @@ impl Replica {
 
     /// The leader as this replica knows it.
     pub fn leader(&self) -> Option<Route> {
-        let leadership = self.group.leadership();
-        let leadership = leadership.borrow();
-        leadership.leader.map(|member| Route {
-            node: member.node,
-            term: leadership.term,
+        let route = route(&self.group.leadership().borrow())?;
+        if route.node != self.services.cluster.me() {
+            return Some(route);
+        }
+        // Only it knows how often it began anew in its term; and it may have stopped.
+        let own = self.queue.lock().leading();
+        own.leads.then_some(Route {
+            lead: own.lead,
+            ..route
         })
     }
 
@@ -154,10 +160,10 @@ impl Replica {
         self.queue.lock().is_ready()
     }
 
-    /// The term in which it does.
-    pub fn leads_in(&self) -> Option<u64> {
+    /// The lead in which it does.
+    pub fn leads_in(&self) -> Option<Lead> {
         let queue = self.queue.lock();
-        queue.is_ready().then(|| queue.leading().term)
+        queue.is_ready().then(|| queue.leading().lead)
     }
 
     /// Follows the group's leadership until it ends.
@@ -167,10 +173,7 @@ impl Replica {
         loop {
             let now: Leadership = *leadership.borrow_and_update();
             self.on_leadership(&now);
-            let route = now.leader.map(|member| Route {
-                node: member.node,
-                term: now.term,
-            });
+            let route = route(&now);
             if route != routed && route.is_some() {
                 routed = route;
                 self.services.router.on_leader_changed(self.shard);
@@ -186,49 +189,51 @@ impl Replica {
         let here = now
             .leader
             .is_some_and(|member| member.node == self.services.cluster.me());
-        let leading = Leading {
-            term: now.term,
-            leads: here,
-            ready: here && now.me_leading,
-        };
-        let (before, stale) = {
+        let (before, stale, leading) = {
             let mut queue = self.queue.lock();
-            (queue.leading(), queue.lead(leading))
+            let before = queue.leading();
+            let stale = queue.lead(first_lead(now), here, here && now.me_leading);
+            (before, stale, queue.leading())
         };
         self.services.beat.taken(stale.len(), false);
-        self.reject(stale.into_iter().map(|proposal| proposal.origin));
-        if before.ready && (!leading.ready || before.term != leading.term) {
+        let stale = stale.into_iter().map(|proposal| proposal.origin);
+        self.reject(stale, self.leader());
+        if before.ready && (!leading.ready || before.lead != leading.lead) {
             self.leading.store(false, Ordering::Release);
             self.services.fanout.on_leading(self.shard, false);
             self.subscribers.lock().clear();
         }
-        if leading.ready && (!before.ready || before.term != leading.term) {
+        if leading.ready && (!before.ready || before.lead != leading.lead) {
             tracing::info!(shard = self.shard.0, term = now.term, "leads");
             // First the flag: what is applied from here on is told to the fan-out, what
             // was applied before is in the outbox that it reads now.
             self.leading.store(true, Ordering::Release);
             self.services.fanout.on_leading(self.shard, true);
-            self.services.cluster.announce(self.shard, now.term);
+            self.services.cluster.announce(self.shard, leading.lead);
         }
         self.arm();
     }
 
-    /// Takes an operation that is meant for `term`. An error means that it was not taken.
-    pub fn take(&self, term: u64, payload: &Payload, origin: Origin) -> Result<(), Undone> {
+    /// Takes an operation that is meant for `lead`. An error means that it was not taken. What
+    /// has an order is not taken for any lead: it says where to go instead.
+    pub fn take(&self, lead: Lead, payload: &Payload, origin: Origin) -> Result<(), Undone> {
         let not_taken = |problem| match problem {
-            NotTaken::NotLeader => Undone::Retry(self.leader().filter(|route| route.term >= term)),
+            NotTaken::NotLeader => Undone::Retry(self.leader().filter(|route| route.lead >= lead)),
             NotTaken::Full => Undone::Overloaded {
                 limit: "proposals_waiting_max",
                 max: self.config.proposals_waiting_max as u64,
             },
         };
         let max = self.config.proposals_waiting_max;
+        if lead == Lead::ANY && !matches!(payload, Payload::Query(_)) {
+            return Err(not_taken(NotTaken::NotLeader));
+        }
         match payload {
             Payload::Command(command) => {
                 let proposal = Proposal {
                     command: command.clone(),
                     origin,
-                    term,
+                    lead,
                 };
                 self.offer(proposal)
                     .map_err(|(_, problem)| not_taken(problem))?;
@@ -241,7 +246,11 @@ impl Replica {
                 };
                 let mut queue = self.queue.lock();
                 let max = max + DELIVERIES_WAITING_EXTRA;
-                queue.admits(term, items.len(), max).map_err(not_taken)?;
+                if let Err(problem) = queue.admits(lead, items.len(), max) {
+                    // Who leads is looked up under the same lock.
+                    drop(queue);
+                    return Err(not_taken(problem));
+                }
                 let (count, batch) = (items.len(), self.answer_batch(items.len(), origin));
                 for item in items {
                     let origin = Origin::Deliver {
@@ -253,7 +262,7 @@ impl Replica {
                             Proposal {
                                 command: item.command,
                                 origin,
-                                term,
+                                lead,
                             },
                             max,
                         )
@@ -269,7 +278,7 @@ impl Replica {
             }
             Payload::Query(query) => {
                 let leading = self.queue.lock().leading();
-                if !leading.leads || (term != 0 && term < leading.term) {
+                if !leading.leads || (lead != Lead::ANY && lead < leading.lead) {
                     return Err(not_taken(NotTaken::NotLeader));
                 }
                 let Some(me) = self.me.upgrade() else {
@@ -288,7 +297,7 @@ impl Replica {
         let _ = self.offer(Proposal {
             command,
             origin: Origin::Nobody,
-            term: 0,
+            lead: Lead::ANY,
         });
     }
 
@@ -332,12 +341,14 @@ impl Replica {
         self.armed.store(false, Ordering::Release);
         let mut entries = 0;
         loop {
+            let lead;
             let proposals = {
                 let mut queue = self.queue.lock();
                 if !queue.proposable(self.config.entries_in_flight_max) {
                     return entries;
                 }
                 queue.entries_in_flight += 1;
+                lead = queue.leading().lead;
                 queue.take(self.config.entry_bytes_max)
             };
             self.services.beat.taken(proposals.len(), true);
@@ -345,14 +356,24 @@ impl Replica {
             self.services.metrics.entry_proposed(origins.len());
             let (me, proposed) = (self.clone(), Instant::now());
             self.group
-                .propose(payload, move |outcome| me.ended(origins, proposed, outcome))
+                .propose_in(lead.term(), payload, move |outcome| {
+                    me.ended(lead, origins, proposed, outcome)
+                })
                 .await;
+            // Before more is taken: one that is refused ends the lead.
+            self.group.decided().await;
             entries += 1;
         }
     }
 
-    /// An entry has ended: answers all of its commands.
-    fn ended(self: Arc<Self>, origins: Vec<Origin>, proposed: Instant, outcome: Outcome) {
+    /// An entry of a lead has ended: answers all of its commands.
+    fn ended(
+        self: Arc<Self>,
+        lead: Lead,
+        origins: Vec<Origin>,
+        proposed: Instant,
+        outcome: Outcome,
+    ) {
         self.queue.lock().entries_in_flight -= 1;
         self.services.beat.ended();
         match outcome {
@@ -364,7 +385,16 @@ impl Replica {
             | Outcome::NotReady
             | Outcome::Unknown
             | Outcome::TooLarge { .. } => {
-                self.reject(origins.into_iter());
+                let me = self.services.cluster.me();
+                let stale = self.queue.lock().end_lead(lead);
+                self.services.beat.taken(stale.len(), false);
+                let stale = stale.into_iter().map(|proposal| proposal.origin);
+                // Without a majority, or a leader, it is asked again after a moment.
+                let hint = match outcome {
+                    Outcome::NotLeader { .. } => self.leader().filter(|route| route.node != me),
+                    _ => None,
+                };
+                self.reject(origins.into_iter().chain(stale), hint);
             }
         }
         self.arm();
@@ -399,8 +429,8 @@ impl Replica {
         }
     }
 
-    fn reject(&self, origins: impl Iterator<Item = Origin>) {
-        let hint = self.leader();
+    /// Gives back what was not done; `hint` is where to go instead, at once.
+    fn reject(&self, origins: impl Iterator<Item = Origin>, hint: Option<Route>) {
         for origin in origins {
             match origin {
                 Origin::Lane { sequence } => {
@@ -582,7 +612,8 @@ impl Replica {
     pub fn stop(&self) {
         let waiting = self.queue.lock().drain();
         self.services.beat.taken(waiting.len(), false);
-        self.reject(waiting.into_iter().map(|proposal| proposal.origin));
+        let waiting = waiting.into_iter().map(|proposal| proposal.origin);
+        self.reject(waiting, self.leader());
     }
 }
 
@@ -599,6 +630,20 @@ fn encode_entry(proposals: Vec<Proposal>) -> (Bytes, Vec<Origin>) {
         origins.push(proposal.origin);
     }
     (payload.freeze(), origins)
+}
+
+/// Who leads, as far as Raft says.
+fn route(leadership: &Leadership) -> Option<Route> {
+    let leader = leadership.leader?;
+    Some(Route {
+        node: leader.node,
+        lead: first_lead(leadership),
+    })
+}
+
+fn first_lead(leadership: &Leadership) -> Lead {
+    let leader = leadership.leader.map(|member| member.replica);
+    Lead::first(leadership.term, leader)
 }
 
 /// The leader's clock; the state machine keeps times from going back.

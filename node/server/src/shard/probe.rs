@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Replica;
+use super::lead::Lead;
 use super::queue::{NotTaken, Origin, Proposal};
 
 /// Samples of latencies that are kept; later ones replace earlier ones.
@@ -83,7 +84,7 @@ impl Probe {
         let proposal = Proposal {
             command,
             origin,
-            term: 0,
+            lead: Lead::ANY,
         };
         if let Err((_, NotTaken::NotLeader | NotTaken::Full)) = replica.offer(proposal) {
             self.undone();

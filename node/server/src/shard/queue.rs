@@ -1,11 +1,11 @@
 //! Commands that wait to be proposed in one shard, and who is waiting for them.
 //!
 //! Owner of the state: the replica's mutex around it. A command is taken only for the
-//! term in which its sender believes that this replica leads, and is proposed only in
-//! that term: so a command that comes back undone can never overtake a later one.
+//! [`Lead`] in which its sender believes this replica, and is proposed only in that lead: so
+//! a command that comes back undone is never overtaken by a later one.
 //!
-//! Invariant: `terms` of the items never decrease from front to back by more than what
-//! leadership changes reject; an item is answered exactly once.
+//! Invariant: the newest lead that is known never decreases; no lead that has ended is led
+//! again; an item is answered exactly once.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use carillon_core::command::{pushed_bytes, stands_alone};
 use carillon_raft::Link;
 
+use super::lead::Lead;
 use super::probe::Probe;
 use crate::fanout::DeliverBatch;
 
@@ -56,14 +57,14 @@ pub struct Proposal {
     pub command: Bytes,
     /// Who gets the answer.
     pub origin: Origin,
-    /// Proposed only in this term; 0: in any.
-    pub term: u64,
+    /// Proposed only in this lead.
+    pub lead: Lead,
 }
 
 /// Why a command was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotTaken {
-    /// This replica does not lead in that term.
+    /// This replica does not lead in that lead.
     NotLeader,
     /// Too many are waiting.
     Full,
@@ -72,9 +73,9 @@ pub enum NotTaken {
 /// How far a replica is with leading.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Leading {
-    /// The newest term that this replica knows.
-    pub term: u64,
-    /// Whether it leads in it.
+    /// The newest lead that this replica knows, its own or another's.
+    pub lead: Lead,
+    /// Whether it is its own.
     pub leads: bool,
     /// Whether it also has applied everything committed before.
     pub ready: bool,
@@ -96,20 +97,20 @@ impl Queue {
         proposal: Proposal,
         waiting_max: usize,
     ) -> Result<(), (Proposal, NotTaken)> {
-        if let Err(problem) = self.admits(proposal.term, 1, waiting_max) {
+        if let Err(problem) = self.admits(proposal.lead, 1, waiting_max) {
             return Err((proposal, problem));
         }
         self.waiting.push_back(proposal);
         Ok(())
     }
 
-    /// Whether `count` proposals for `term` would be taken.
-    pub fn admits(&self, term: u64, count: usize, waiting_max: usize) -> Result<(), NotTaken> {
+    /// Whether `count` proposals for `lead` would be taken.
+    pub fn admits(&self, lead: Lead, count: usize, waiting_max: usize) -> Result<(), NotTaken> {
         let leading = self.leading;
-        // A term that is newer than what this replica has seen: it will hear of it soon.
-        let fits = match term {
-            0 => leading.leads,
-            _ => term > leading.term || (term == leading.term && leading.leads),
+        // A lead that is newer than what this replica has seen: it will hear of it soon.
+        let fits = match lead {
+            Lead::ANY => leading.leads,
+            _ => lead > leading.lead || (lead == leading.lead && leading.leads),
         };
         if !fits {
             return Err(NotTaken::NotLeader);
@@ -120,14 +121,38 @@ impl Queue {
         Ok(())
     }
 
-    /// Notes a change of leadership; returns what can not be proposed any more.
-    pub fn lead(&mut self, leading: Leading) -> Vec<Proposal> {
-        self.leading = leading;
+    /// Notes who leads as Raft says, `now` being the first lead of that; returns what can not
+    /// be proposed any more.
+    pub fn lead(&mut self, now: Lead, leads: bool, ready: bool) -> Vec<Proposal> {
+        let known = self.leading;
+        let lead = match (known.leads, leads) {
+            // Nothing new, but it may have begun anew meanwhile.
+            (true, true) if now.is_of_the_leader_of(known.lead) => known.lead,
+            // What was given back when it ended is not to be overtaken now that it leads again.
+            (false, true) if now.is_of_the_leader_of(known.lead) => known.lead.next(),
+            _ => now.max(known.lead),
+        };
+        self.leading = Leading { lead, leads, ready };
+        self.give_back_stale()
+    }
+
+    /// Something of a lead is given back: nothing more of it is taken, and what waits is given
+    /// back too. Nothing happens when the lead is over.
+    pub fn end_lead(&mut self, lead: Lead) -> Vec<Proposal> {
+        if self.leading.lead != lead || !self.leading.leads {
+            return Vec::new();
+        }
+        self.leading.lead = lead.next();
+        self.give_back_stale()
+    }
+
+    fn give_back_stale(&mut self) -> Vec<Proposal> {
+        let leading = self.leading;
         let stale = |proposal: &Proposal| {
             if leading.leads {
-                proposal.term != 0 && proposal.term < leading.term
+                proposal.lead != Lead::ANY && proposal.lead < leading.lead
             } else {
-                proposal.term <= leading.term
+                proposal.lead <= leading.lead
             }
         };
         if !self.waiting.iter().any(stale) {
@@ -161,7 +186,7 @@ impl Queue {
             && self
                 .waiting
                 .front()
-                .is_some_and(|proposal| proposal.term <= self.leading.term)
+                .is_some_and(|proposal| proposal.lead <= self.leading.lead)
     }
 
     /// Takes the commands of one entry off the front, within a size.
@@ -171,7 +196,7 @@ impl Queue {
             bytes += pushed_bytes(proposal.command.len());
             let alone = stands_alone(&proposal.command);
             // One command that is larger than an entry should be goes alone.
-            if proposal.term > self.leading.term || (count > 0 && (alone || bytes > bytes_max)) {
+            if proposal.lead > self.leading.lead || (count > 0 && (alone || bytes > bytes_max)) {
                 break;
             }
             count += 1;
@@ -185,7 +210,7 @@ impl Queue {
     /// Everything that waits: the replica stops.
     pub fn drain(&mut self) -> Vec<Proposal> {
         self.leading = Leading {
-            term: u64::MAX,
+            lead: Lead::NEVER,
             leads: false,
             ready: false,
         };
@@ -196,20 +221,23 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use carillon_core::ids::ReplicaId;
+
+    const ME: ReplicaId = ReplicaId(7);
+
+    /// The first lead of this replica in a term; any in term 0.
+    fn lead(term: u64) -> Lead {
+        match term {
+            0 => Lead::ANY,
+            term => Lead::first(term, Some(ME)),
+        }
+    }
 
     fn proposal(term: u64, bytes: usize) -> Proposal {
         Proposal {
             command: Bytes::from(vec![0; bytes]),
             origin: Origin::Nobody,
-            term,
-        }
-    }
-
-    fn leading(term: u64, leads: bool) -> Leading {
-        Leading {
-            term,
-            leads,
-            ready: leads,
+            lead: lead(term),
         }
     }
 
@@ -226,7 +254,7 @@ mod tests {
             (3, false, 0, false),
         ] {
             let mut queue = Queue::default();
-            queue.lead(leading(known, leads));
+            queue.lead(lead(known), leads, leads);
             let result = queue.push(proposal(asked, 1), 10);
             assert_eq!(
                 result.is_ok(),
@@ -239,21 +267,21 @@ mod tests {
     #[test]
     fn gives_back_what_a_new_term_makes_stale() {
         let mut queue = Queue::default();
-        queue.lead(leading(3, true));
+        queue.lead(lead(3), true, true);
         for term in [3, 0, 4] {
             assert!(queue.push(proposal(term, 1), 10).is_ok());
         }
-        let gone = queue.lead(leading(4, true));
+        let gone = queue.lead(lead(4), true, true);
         assert_eq!(
             gone.iter()
-                .map(|proposal| proposal.term)
+                .map(|proposal| proposal.lead.term())
                 .collect::<Vec<_>>(),
             [3]
         );
-        let gone = queue.lead(leading(5, false));
+        let gone = queue.lead(lead(5), false, false);
         assert_eq!(
             gone.iter()
-                .map(|proposal| proposal.term)
+                .map(|proposal| proposal.lead.term())
                 .collect::<Vec<_>>(),
             [0, 4]
         );
@@ -261,9 +289,57 @@ mod tests {
     }
 
     #[test]
+    fn a_lead_that_gave_something_back_is_over_also_within_its_term() {
+        let mut queue = Queue::default();
+        queue.lead(lead(3), true, true);
+        let first = queue.leading().lead;
+        assert!(queue.push(proposal(3, 1), 10).is_ok());
+        assert!(queue.push(proposal(3, 1), 10).is_ok());
+        assert_eq!(queue.take(1).len(), 1);
+        // The entry comes back: so does what waits, and what is on its way is not taken.
+        assert_eq!(queue.end_lead(first).len(), 1);
+        assert!(queue.push(proposal(3, 1), 10).is_err());
+        assert!(queue.end_lead(first).is_empty(), "it is over already");
+        let again = Proposal {
+            lead: queue.leading().lead,
+            ..proposal(3, 1)
+        };
+        assert!(queue.push(again, 10).is_ok());
+        assert!(queue.proposable(1));
+        // News of the same leadership change nothing.
+        assert!(queue.lead(lead(3), true, true).is_empty());
+        assert_eq!((queue.leading().lead, queue.len()), (first.next(), 1));
+        // It leads no more, and then again, in the same term.
+        assert_eq!(queue.lead(Lead::first(3, None), false, false).len(), 1);
+        assert!(queue.lead(lead(3), true, true).is_empty());
+        let ended = Proposal {
+            lead: first.next(),
+            ..proposal(3, 1)
+        };
+        assert!(queue.push(ended, 10).is_err());
+        queue.lead(lead(4), true, true);
+        assert_eq!(queue.leading().lead, lead(4));
+    }
+
+    #[test]
+    fn what_is_meant_for_a_lead_to_come_waits_for_it() {
+        let mut queue = Queue::default();
+        // It stands for the term; others know that it has won before it does.
+        queue.lead(Lead::first(3, None), false, false);
+        assert!(queue.push(proposal(3, 1), 10).is_ok());
+        assert!(!queue.proposable(1));
+        assert!(queue.lead(lead(3), true, true).is_empty());
+        assert!(queue.proposable(1));
+        // Another one with a larger id may win the same term.
+        let later = Lead::first(3, Some(ReplicaId(8)));
+        assert_eq!(queue.lead(later, false, false).len(), 1);
+        assert!(queue.push(proposal(3, 1), 10).is_err());
+    }
+
+    #[test]
     fn entries_are_bounded_in_bytes_but_never_empty() {
         let mut queue = Queue::default();
-        queue.lead(leading(1, true));
+        queue.lead(lead(1), true, true);
         for bytes in [100, 10, 10, 10] {
             assert!(queue.push(proposal(1, bytes), 10).is_ok());
         }
@@ -275,11 +351,11 @@ mod tests {
     #[test]
     fn a_checksum_has_an_entry_of_its_own() {
         let mut queue = Queue::default();
-        queue.lead(leading(1, true));
+        queue.lead(lead(1), true, true);
         let checksum = || Proposal {
             command: carillon_core::Command::Checksum { nonce: u64::MAX }.encoded(),
             origin: Origin::Nobody,
-            term: 1,
+            lead: lead(1),
         };
         for proposal in [proposal(1, 1), checksum(), checksum(), proposal(1, 1)] {
             assert!(queue.push(proposal, 10).is_ok());
@@ -294,7 +370,7 @@ mod tests {
     #[test]
     fn refuses_over_the_limit() {
         let mut queue = Queue::default();
-        queue.lead(leading(1, true));
+        queue.lead(lead(1), true, true);
         assert!(queue.push(proposal(1, 1), 1).is_ok());
         let (_, problem) = queue.push(proposal(1, 1), 1).expect_err("full");
         assert_eq!(problem, NotTaken::Full);
