@@ -66,16 +66,21 @@ impl Fanout {
         self.wake.notify_one();
     }
 
-    /// A shard is led here now, or not any more. Reads the outbox; called when everything
-    /// that was committed before is applied.
+    /// A shard is led here now, or not any more; called when everything that was committed
+    /// before is applied. The outbox, which may be long, is read on a thread of its own.
     pub fn on_leading(&self, shard: ShardId, leads: bool) {
-        let mut state = self.state.lock();
-        match self.cluster.replica(shard) {
-            Some(replica) if leads => state.lead(shard, replica.undelivered()),
-            _ => state.follow(shard),
+        let (Some(replica), Some(me)) = (self.cluster.replica(shard), self.me.upgrade()) else {
+            return self.state.lock().follow(shard);
+        };
+        if !leads {
+            return self.state.lock().follow(shard);
         }
-        drop(state);
-        self.wake.notify_one();
+        let generation = self.state.lock().take_over(shard);
+        tokio::task::spawn_blocking(move || {
+            let undelivered = replica.undelivered();
+            me.state.lock().lead(shard, generation, undelivered);
+            me.wake.notify_one();
+        });
     }
 
     /// Entries stored here and not in all their inboxes.

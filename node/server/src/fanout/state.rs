@@ -63,6 +63,13 @@ struct ItemRef {
     seq: Seq,
 }
 
+/// What is stored in a shard while its outbox is read: the first and the last entry of each
+/// conversation.
+struct TakeOver {
+    generation: u64,
+    stored: HashMap<ConversationId, (Seq, Seq)>,
+}
+
 #[derive(Default)]
 struct Destination {
     writer: BatchWriter,
@@ -74,6 +81,7 @@ struct Destination {
 #[derive(Default)]
 pub struct FanoutState {
     led: HashSet<ShardId>,
+    taking_over: HashMap<ShardId, TakeOver>,
     conversations: HashMap<ConversationId, Conversation>,
     destinations: BTreeMap<ShardId, Destination>,
     lagging: VecDeque<ConversationId>,
@@ -83,12 +91,49 @@ pub struct FanoutState {
 }
 
 impl FanoutState {
-    /// A shard is led here now; `undelivered` is from its outbox: (conversation, delivered
-    /// up to, last entry).
-    pub fn lead(&mut self, shard: ShardId, undelivered: Vec<(ConversationId, Seq, Seq)>) {
+    /// A shard is led here now, and its outbox is to be read; the number is for
+    /// [`FanoutState::lead`].
+    pub fn take_over(&mut self, shard: ShardId) -> u64 {
         self.follow(shard);
+        self.generation += 1;
+        let take_over = TakeOver {
+            generation: self.generation,
+            stored: HashMap::new(),
+        };
+        self.taking_over.insert(shard, take_over);
+        self.generation
+    }
+
+    /// The outbox of a shard is read: (conversation, delivered up to, last entry). Nothing
+    /// happens when the shard was lost or taken over again meanwhile.
+    pub fn lead(
+        &mut self,
+        shard: ShardId,
+        generation: u64,
+        undelivered: Vec<(ConversationId, Seq, Seq)>,
+    ) {
+        let known = self.taking_over.get(&shard);
+        if known.is_none_or(|known| known.generation != generation) {
+            return;
+        }
+        let mut stored = self
+            .taking_over
+            .remove(&shard)
+            .map_or_else(HashMap::new, |known| known.stored);
         self.led.insert(shard);
-        for (conversation, delivered, head) in undelivered {
+        let mut all: Vec<(ConversationId, Seq, Seq)> = undelivered
+            .into_iter()
+            .map(|(conversation, delivered, head)| {
+                let newer = stored.remove(&conversation).map_or(head, |(_, last)| last);
+                (conversation, delivered, head.max(newer))
+            })
+            .collect();
+        // With nothing in the outbox, all before what was stored since is delivered.
+        let rest = stored.into_iter();
+        all.extend(
+            rest.map(|(conversation, (first, last))| (conversation, Seq(first.0 - 1), last)),
+        );
+        for (conversation, delivered, head) in all {
             self.generation += 1;
             self.list_lagging(&conversation);
             let state = Conversation {
@@ -106,6 +151,7 @@ impl FanoutState {
 
     /// A shard is not led here any more: its new leader goes on from the outbox.
     pub fn follow(&mut self, shard: ShardId) {
+        self.taking_over.remove(&shard);
         if self.led.remove(&shard) {
             self.conversations
                 .retain(|_, conversation| conversation.shard != shard);
@@ -122,6 +168,11 @@ impl FanoutState {
         record: &MessageRecord,
         source: &impl Source,
     ) {
+        if let Some(take_over) = self.taking_over.get_mut(&shard) {
+            let known = take_over.stored.entry(id.clone()).or_insert((seq, seq));
+            known.1 = seq;
+            return;
+        }
         if !self.led.contains(&shard) {
             return;
         }
@@ -293,12 +344,15 @@ impl FanoutState {
         advanced
     }
 
-    /// Forgets the recipients of conversations that are wholly delivered, down to `keep`
-    /// conversations: the memory of the fan-out is bounded by what is under way.
+    /// Over `keep` conversations, forgets those that are wholly delivered and the recipients of
+    /// the others, which are read again: what is left is small, and one for each conversation
+    /// with something undelivered.
     pub fn shrink(&mut self, keep: usize) {
         if self.conversations.len() > keep {
-            self.conversations
-                .retain(|_, conversation| conversation.delivered < conversation.head);
+            self.conversations.retain(|_, conversation| {
+                conversation.recipients = None;
+                conversation.delivered < conversation.head
+            });
         }
     }
 
@@ -369,10 +423,16 @@ mod tests {
         ConversationId::parse("g").expect("an id")
     }
 
+    /// Shard 7 is led here, and its outbox has this.
+    fn lead(state: &mut FanoutState, undelivered: Vec<(ConversationId, Seq, Seq)>) {
+        let generation = state.take_over(ShardId(7));
+        state.lead(ShardId(7), generation, undelivered);
+    }
+
     #[test]
     fn outbox_advances_when_every_destination_has_it() {
         let (mut state, source) = (FanoutState::default(), two_shards());
-        state.lead(ShardId(7), vec![]);
+        lead(&mut state, vec![]);
         state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
         assert_eq!(state.batches().len(), 2);
         state.delivered(ShardId(1));
@@ -385,7 +445,7 @@ mod tests {
     #[test]
     fn one_batch_a_destination_is_under_way() {
         let (mut state, source) = (FanoutState::default(), two_shards());
-        state.lead(ShardId(7), vec![]);
+        lead(&mut state, vec![]);
         state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
         assert_eq!(state.batches().len(), 2);
         state.stored(ShardId(7), &group(), Seq(2), &record(true), &source);
@@ -402,7 +462,7 @@ mod tests {
     #[test]
     fn a_new_leader_goes_on_from_the_outbox() {
         let (mut state, source) = (FanoutState::default(), two_shards());
-        state.lead(ShardId(7), vec![(group(), Seq(3), Seq(5))]);
+        lead(&mut state, vec![(group(), Seq(3), Seq(5))]);
         state.stored(ShardId(7), &group(), Seq(5), &record(true), &source);
         state.stored(ShardId(7), &group(), Seq(6), &record(true), &source);
         state.fill(&source);
@@ -413,13 +473,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stored_while_the_outbox_is_read_is_delivered_too() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        let other = ConversationId::parse("other").expect("an id");
+        let given_up = state.take_over(ShardId(7));
+        let generation = state.take_over(ShardId(7));
+        state.stored(ShardId(7), &group(), Seq(6), &record(true), &source);
+        state.stored(ShardId(7), &other, Seq(9), &record(true), &source);
+        state.lead(ShardId(7), given_up, vec![]);
+        assert_eq!(state.undelivered(), 0, "it is not read yet");
+        // Read before the sixth was stored, or after.
+        state.lead(ShardId(7), generation, vec![(group(), Seq(3), Seq(5))]);
+        assert_eq!(state.undelivered(), 4);
+        state.fill(&source);
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        let advanced = state.take_advanced();
+        assert_eq!(advanced[&ShardId(7)][&group()], Seq(6));
+        assert_eq!(advanced[&ShardId(7)][&other], Seq(9));
+    }
+
+    #[test]
     fn an_answer_for_an_earlier_leadership_counts_nothing() {
         let (mut state, source) = (FanoutState::default(), two_shards());
-        state.lead(ShardId(7), vec![]);
+        lead(&mut state, vec![]);
         state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
         assert_eq!(state.batches().len(), 2);
         state.follow(ShardId(7));
-        state.lead(ShardId(7), vec![(group(), Seq(0), Seq(1))]);
+        lead(&mut state, vec![(group(), Seq(0), Seq(1))]);
         state.fill(&source);
         state.delivered(ShardId(1));
         state.delivered(ShardId(2));
@@ -433,7 +515,7 @@ mod tests {
     #[test]
     fn a_full_destination_makes_conversations_lag_and_loses_nothing() {
         let (mut state, source) = (FanoutState::default(), two_shards());
-        state.lead(ShardId(7), vec![]);
+        lead(&mut state, vec![]);
         let last = u64::from(super::super::batch::BATCH_ITEMS_MAX) + 100;
         for seq in 1..=last {
             state.stored(ShardId(7), &group(), Seq(seq), &record(true), &source);
