@@ -257,8 +257,10 @@ pub fn rows_page(
     places.truncate(limit);
     let mut rows = Vec::with_capacity(places.len());
     for (_, conversation) in places {
-        let row = load::<Row>(view, &user_keys.row(&conversation));
-        rows.push((conversation, row.expect("the row was there a moment ago")));
+        // Gone since the scan when the replica is being deleted; its answers are dropped.
+        if let Some(row) = load::<Row>(view, &user_keys.row(&conversation)) {
+            rows.push((conversation, row));
+        }
     }
     let next = rows
         .last()
