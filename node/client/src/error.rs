@@ -38,7 +38,7 @@ pub enum ClientError {
     /// A conversation with this id exists already.
     #[error("the conversation exists already: {0}")]
     ConversationExists(Box<Refusal>),
-    /// A named limit was exceeded; nothing was done.
+    /// A named limit was exceeded. Nothing was done, unless an earlier try of the same was.
     #[error("over the limit {limit}{}: {refusal}", max.map(|m| format!(" of {m}")).unwrap_or_default())]
     LimitExceeded {
         /// The limit's name, for example `members_max`.
@@ -153,7 +153,8 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unavailable { .. } | Self::Timeout { .. } | Self::ConnectionLost { .. } => true,
-            Self::Refused(refusal) => is_transient_code(refusal.code),
+            Self::Refused(refusal) => is_transient(refusal.code, None),
+            Self::LimitExceeded { limit, .. } => PASSING_LIMITS.contains(&limit.as_str()),
             _ => false,
         }
     }
@@ -232,7 +233,8 @@ pub(crate) enum Verdict {
 /// Decides between a refusal and a failure of the way there. Transport failures come from
 /// tonic with different codes, but always with a source and never with an `ErrorInfo`.
 pub(crate) fn verdict(status: &Status) -> Verdict {
-    if is_transient_code(status.code()) {
+    let reached = || refusal_of(status).metadata.get("limit").cloned();
+    if is_transient(status.code(), reached().as_deref()) {
         return Verdict::Retry;
     }
     let from_transport = status.source().is_some() && status.get_details_error_info().is_none();
@@ -247,13 +249,24 @@ pub(crate) fn verdict(status: &Status) -> Verdict {
     }
 }
 
-/// Codes that say "not now" rather than "no". The deadline and cancellation belong here
-/// because every request of this protocol may be repeated.
-pub(crate) fn is_transient_code(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled
-    )
+/// Limits of what a node does at a time: reached now, and perhaps not in a moment. A request
+/// that is sent again meets one although its first try may have been stored.
+const PASSING_LIMITS: [&str; 4] = [
+    "sends_in_flight_max",
+    "sessions_max",
+    "lane_operations_max",
+    "proposals_waiting_max",
+];
+
+/// Whether it says "not now" rather than "no", `limit` being the limit that it names. The
+/// deadline and cancellation belong here because every request of this protocol may be
+/// repeated.
+pub(crate) fn is_transient(code: Code, limit: Option<&str>) -> bool {
+    match code {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Aborted | Code::Cancelled => true,
+        Code::ResourceExhausted => limit.is_some_and(|limit| PASSING_LIMITS.contains(&limit)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -311,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn only_unavailability_is_retried() {
+    fn what_may_pass_is_retried() {
         assert_eq!(verdict(&Status::unavailable("x")), Verdict::Retry);
         assert_eq!(verdict(&Status::deadline_exceeded("x")), Verdict::Retry);
         assert_eq!(verdict(&Status::internal("bug")), Verdict::Final);
@@ -319,6 +332,16 @@ mod tests {
             verdict(&status(Code::NotFound, "CONVERSATION_NOT_FOUND", &[])),
             Verdict::Final
         );
+        let limited = |limit| {
+            let metadata = [("limit", limit), ("max", "5")];
+            verdict(&status(
+                Code::ResourceExhausted,
+                "LIMIT_EXCEEDED",
+                &metadata,
+            ))
+        };
+        assert_eq!(limited("members_max"), Verdict::Final);
+        assert_eq!(limited("lane_operations_max"), Verdict::Retry);
         let broken = std::io::Error::new(std::io::ErrorKind::BrokenPipe, "pipe");
         assert_eq!(
             verdict(&Status::from_error(Box::new(broken))),

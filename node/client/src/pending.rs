@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::error::{ClientError, is_transient_code};
+use crate::error::{ClientError, is_transient};
 use crate::ids::{ClientMessageId, ConversationId};
 
 /// What the server says of a stored message.
@@ -164,7 +164,8 @@ impl Pending {
     /// The server refused it: for good, or for now and it is sent again.
     pub(crate) fn refused(&mut self, error: v1::RequestError, now: Instant) {
         let request_id = error.request_id;
-        if is_transient_code(tonic::Code::from_i32(error.code)) {
+        let limit = error.metadata.get("limit").map(String::as_str);
+        if is_transient(tonic::Code::from_i32(error.code), limit) {
             if let Some(entry) = self.entries.get_mut(&request_id) {
                 tracing::debug!(
                     request_id,
@@ -366,6 +367,29 @@ mod tests {
         let error = answer.try_recv().expect("answered").expect_err("refused");
         assert!(matches!(error, ClientError::NotAMember(_)));
         assert!(rig.pending.entries.is_empty());
+    }
+
+    /// An earlier try of it may have been stored: giving up would tell the application no.
+    #[test]
+    fn a_limit_that_may_pass_is_no_refusal() {
+        let mut rig = Rig::new();
+        let mut answer = rig.add("a");
+        let limited = |limit: &str| v1::RequestError {
+            request_id: 1,
+            code: Code::ResourceExhausted as i32,
+            reason: "LIMIT_EXCEEDED".to_owned(),
+            metadata: [("limit".to_owned(), limit.to_owned())].into(),
+            ..Default::default()
+        };
+        rig.frames(256);
+        rig.pending
+            .refused(limited("proposals_waiting_max"), rig.now);
+        assert!(answer.try_recv().is_err(), "it is sent again");
+        rig.now = rig.pending.next_wake().expect("a retry is due");
+        assert_eq!(rig.frames(256), [1]);
+        rig.pending.refused(limited("content_bytes_max"), rig.now);
+        let error = answer.try_recv().expect("answered").expect_err("refused");
+        assert!(matches!(error, ClientError::LimitExceeded { .. }));
     }
 
     #[test]
