@@ -5,13 +5,16 @@
 //! variable overrides a field: its name is `CARILLON_NODE__` and the path in upper case with
 //! `__` between the parts, for example `CARILLON_NODE__LISTEN__CLIENT=127.0.0.1:7401`.
 
+mod checks;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use carillon_core::ids::NodeId;
-use carillon_core::map::{NODE_TEXT_BYTES_MAX, NodeInfo, SHARDS_MAX};
-use carillon_core::placement::{REPLICATION_FACTOR_MAX, WEIGHT_MAX, Zone};
+use carillon_core::map::NodeInfo;
+use carillon_core::placement::Zone;
+use carillon_log::LogOptions;
 use serde::Deserialize;
 
 /// What the environment overrides begin with.
@@ -243,6 +246,17 @@ pub struct LogConfig {
     pub entries_kept: u64,
 }
 
+impl LogConfig {
+    /// How the log of a node with this data directory is opened.
+    pub fn options(&self, data_dir: &Path) -> LogOptions {
+        LogOptions {
+            segment_bytes: self.segment_bytes,
+            memory_tail_bytes_max: self.memory_bytes_max as u64,
+            ..LogOptions::new(data_dir.join("log"))
+        }
+    }
+}
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
@@ -281,7 +295,7 @@ pub struct ClientConfig {
     /// Streams must send something this often; told to them in Welcome. Default: 15s.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// A stream must say hello, and a connection its first byte, within this. Default: 10s.
+    /// A stream must say hello, and a connection must begin to speak HTTP/2, within this. Default: 10s.
     #[serde(with = "humantime_serde")]
     pub hello_timeout: Duration,
     /// Connections at a time, at most; over it they are closed at once. Default: 65536.
@@ -366,6 +380,10 @@ pub enum ConfigError {
 impl Config {
     /// Reads `path`, applies the environment and checks the whole.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::load_with(path, config::Environment::with_prefix(ENVIRONMENT_PREFIX))
+    }
+
+    fn load_with(path: &Path, environment: config::Environment) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read {
             path: path.to_owned(),
             source,
@@ -373,7 +391,7 @@ impl Config {
         let config: Self = config::Config::builder()
             .add_source(config::File::from(path).format(config::FileFormat::Toml))
             .add_source(
-                config::Environment::with_prefix(ENVIRONMENT_PREFIX)
+                environment
                     .prefix_separator("__")
                     .separator("__")
                     .try_parsing(true),
@@ -418,220 +436,7 @@ impl Config {
             capacity_bytes: self.placement.capacity_bytes.unwrap_or(u64::MAX),
         }
     }
-
-    /// What holds for the nodes that make a cluster.
-    fn validate_founder(&self) -> Result<(), ConfigError> {
-        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
-        if self.node_id == 0 {
-            let problem = "is missing or 0, but ids begin at 1; a node that is to be given one \
-                           needs a section [join]";
-            return invalid("node_id", problem.into());
-        }
-        if !self
-            .initial_peers
-            .iter()
-            .any(|peer| peer.node_id == self.node_id)
-        {
-            return invalid(
-                "initial_peers",
-                format!("does not name this node, {}", self.node_id),
-            );
-        }
-        let mut ids: Vec<u64> = self.initial_peers.iter().map(|peer| peer.node_id).collect();
-        ids.sort_unstable();
-        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-            return invalid("initial_peers", format!("names node {} twice", twice[0]));
-        }
-        if ids[0] == 0 {
-            return invalid(
-                "initial_peers",
-                "has a node_id 0, but ids begin at 1".into(),
-            );
-        }
-        if !(1..=SHARDS_MAX).contains(&self.cluster.shards) {
-            return invalid(
-                "cluster.shards",
-                format!("is {}, must be 1 to {SHARDS_MAX}", self.cluster.shards),
-            );
-        }
-        let factor = self.cluster.replication_factor;
-        if !(1..=REPLICATION_FACTOR_MAX).contains(&factor) || factor as usize > ids.len() {
-            return invalid(
-                "cluster.replication_factor",
-                format!(
-                    "is {factor}, must be 1 to {REPLICATION_FACTOR_MAX} and at most the {} initial peers",
-                    ids.len()
-                ),
-            );
-        }
-        Ok(())
-    }
-
-    fn validate(&self) -> Result<(), ConfigError> {
-        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
-        if let Some(join) = &self.join {
-            if self.node_id != 0 || !self.initial_peers.is_empty() {
-                let problem = "stands beside node_id or initial_peers; a node that joins a \
-                               cluster is given its id, and makes none";
-                return invalid("join", problem.into());
-            }
-            if join.peers.is_empty() {
-                return invalid("join.peers", "is empty; name a node of the cluster".into());
-            }
-            if join.token.is_empty() {
-                let problem = "is empty; carillon admin join-token shows the cluster's";
-                return invalid("join.token", problem.into());
-            }
-        } else {
-            self.validate_founder()?;
-        }
-        if !(1..=WEIGHT_MAX).contains(&self.placement.weight) {
-            return invalid(
-                "placement.weight",
-                format!("is {}, must be 1 to {WEIGHT_MAX}", self.placement.weight),
-            );
-        }
-        if self.placement.zone.len() > NODE_TEXT_BYTES_MAX {
-            return invalid(
-                "placement.zone",
-                format!("must have at most {NODE_TEXT_BYTES_MAX} bytes"),
-            );
-        }
-        if self.cluster_name.is_empty() || self.cluster_name.len() > 64 {
-            return invalid("cluster_name", "must have 1 to 64 bytes".into());
-        }
-        for (field, address) in [
-            ("listen.client", self.listen.client),
-            ("listen.peer", self.listen.peer),
-        ] {
-            if !address.ip().is_loopback() {
-                return invalid(
-                    field,
-                    format!(
-                        "{address} is not a loopback address, and nothing asks for credentials yet"
-                    ),
-                );
-            }
-        }
-        if let Err(error) = self.raft.group_options().validate() {
-            return invalid("raft", error.to_string());
-        }
-        if self.raft.entries_in_flight_max == 0 {
-            return invalid("raft.entries_in_flight_max", "must be at least 1".into());
-        }
-        if !(4_096..=carillon_raft::ENTRY_BYTES_MAX).contains(&self.raft.entry_bytes_max) {
-            return invalid(
-                "raft.entry_bytes_max",
-                format!("must be 4096 to {}", carillon_raft::ENTRY_BYTES_MAX),
-            );
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MINIMAL: &str = r#"
-        node_id = 1
-        cluster_name = "t"
-        data_dir = "d"
-        [listen]
-        client = "127.0.0.1:1"
-        peer = "127.0.0.1:2"
-        http = "127.0.0.1:3"
-        [[initial_peers]]
-        node_id = 1
-        peer_address = "127.0.0.1:2"
-        client_address = "127.0.0.1:1"
-        [cluster]
-        replication_factor = 1
-    "#;
-
-    fn load(text: &str) -> Result<Config, ConfigError> {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("node.toml");
-        std::fs::write(&path, text).expect("a file in it");
-        Config::load(&path)
-    }
-
-    #[test]
-    fn minimal_is_enough() {
-        let config = load(MINIMAL).expect("valid");
-        assert_eq!(config.cluster.shards, 16);
-        assert_eq!(config.raft.heartbeat, Duration::from_millis(150));
-    }
-
-    const JOINING: &str = r#"
-        cluster_name = "t"
-        data_dir = "d"
-        [listen]
-        client = "127.0.0.1:1"
-        peer = "127.0.0.1:2"
-        http = "127.0.0.1:3"
-        [join]
-        peers = ["127.0.0.1:9"]
-        token = "secret"
-    "#;
-
-    #[test]
-    fn a_node_that_joins_is_given_its_id() {
-        let config = load(JOINING).expect("valid");
-        assert_eq!(config.join.expect("it joins").peers, ["127.0.0.1:9"]);
-        for (with, without, field) in [
-            ("node_id = 4\n", "", "join"),
-            ("", r#"peers = ["127.0.0.1:9"]"#, "join"),
-            ("", r#"token = "secret""#, "join"),
-        ] {
-            let text = format!("{with}{}", JOINING.replace(without, ""));
-            let error = load(&text).expect_err("refused");
-            let text = format!("{error} {:?}", std::error::Error::source(&error));
-            assert!(text.contains(field), "{text}");
-        }
-        let empty = JOINING.replace("secret", "");
-        let error = load(&empty).expect_err("no token").to_string();
-        assert!(error.contains("join.token"), "{error}");
-        for weight in [0, 10_001] {
-            let text = format!("{JOINING}[placement]\nweight = {weight}\n");
-            let error = load(&text).expect_err("no weight").to_string();
-            assert!(error.contains("placement.weight"), "{error}");
-        }
-    }
-
-    #[test]
-    fn unknown_fields_are_refused() {
-        let error = load(&format!("surprise = 1\n{MINIMAL}")).expect_err("unknown field");
-        let reason = std::error::Error::source(&error).map(ToString::to_string);
-        assert!(
-            reason.is_some_and(|reason| reason.contains("surprise")),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn what_cannot_work_is_refused() {
-        for (from, to, field) in [
-            (
-                "node_id = 1\n        cluster",
-                "node_id = 2\n        cluster",
-                "initial_peers",
-            ),
-            (
-                "replication_factor = 1",
-                "replication_factor = 3",
-                "replication_factor",
-            ),
-            (
-                "127.0.0.1:1\"\n        peer",
-                "10.0.0.1:1\"\n        peer",
-                "listen.client",
-            ),
-        ] {
-            let text = MINIMAL.replacen(from, to, 1);
-            assert_ne!(text, MINIMAL, "the case for {field} changes something");
-            let error = load(&text).expect_err(field);
-            assert!(error.to_string().contains(field), "{error}");
-        }
-    }
-}
+mod tests;
