@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -10,10 +11,26 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use crate::listen::{GuardedListener, Speaks};
 use crate::node::Node;
+
+/// Connections at a time; over it they are closed at once.
+const CONNECTIONS_MAX: usize = 64;
+/// Longer than probes and Prometheus are silent between two requests.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, node: Arc<Node>) -> std::io::Result<()> {
+    let speaks = Speaks::Always {
+        within: SILENCE_MAX,
+    };
+    let limit = ("http_connections_max", CONNECTIONS_MAX);
+    let listener = GuardedListener::new(
+        listener,
+        limit,
+        speaks,
+        node.connection_metrics().of("http"),
+    );
     let app = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 pub mod cork;
 pub mod fanout;
+pub mod files;
 pub mod flush;
 pub mod gateway;
 pub mod http;

@@ -1,7 +1,8 @@
-//! Connections of clients: how many there may be, and how long one may say nothing.
+//! Connections to this node: how many there may be at a port, and how long one may say
+//! nothing.
 //!
-//! A connection costs memory before it has said anything; so one that does not begin to
-//! speak within the hello timeout is closed, and there are never more than the limit.
+//! A connection costs memory and a file descriptor before it has said anything; so one that
+//! does not begin to speak in time is closed, and there are never more than the limit.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,34 +14,66 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::metrics::ConnectionMetrics;
+use crate::metrics::PortMetrics;
 
 /// After a failed accept (no file descriptors left, say), it is tried again after this.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// HTTP/2: the preface and the head of the settings that must follow it. From there on
+/// keep-alive looks after the connection.
+pub const HTTP2_BEGIN_BYTES: usize = 24 + 9;
+
+/// What a connection must say, and when.
+#[derive(Debug, Clone, Copy)]
+pub enum Speaks {
+    /// So many bytes within this; then it may be silent.
+    AtFirst {
+        /// How many.
+        bytes: usize,
+        /// Within this.
+        within: Duration,
+    },
+    /// Something each time within this.
+    Always {
+        /// Within this.
+        within: Duration,
+    },
+}
+
+impl Speaks {
+    fn within(self) -> Duration {
+        match self {
+            Speaks::AtFirst { within, .. } | Speaks::Always { within } => within,
+        }
+    }
+}
 
 /// Accepts connections within a limit.
 pub struct GuardedListener {
     listener: TcpListener,
     permits: Arc<Semaphore>,
-    first_byte_timeout: Duration,
-    metrics: Arc<ConnectionMetrics>,
+    /// The limit's name.
+    limit: &'static str,
+    speaks: Speaks,
+    metrics: PortMetrics,
 }
 
 impl GuardedListener {
-    /// At most `connections_max` connections, each with its first byte within the timeout.
+    /// At most `connections_max` connections, the limit of that name, each of which speaks.
     pub fn new(
         listener: TcpListener,
-        connections_max: usize,
-        first_byte_timeout: Duration,
-        metrics: Arc<ConnectionMetrics>,
+        (limit, connections_max): (&'static str, usize),
+        speaks: Speaks,
+        metrics: PortMetrics,
     ) -> Self {
         Self {
             listener,
             permits: Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS))),
-            first_byte_timeout,
+            limit,
+            speaks,
             metrics,
         }
     }
@@ -48,12 +81,12 @@ impl GuardedListener {
     /// Connections as a stream for a tonic server.
     pub fn incoming(self) -> impl futures_util::Stream<Item = io::Result<GuardedStream>> {
         futures_util::stream::unfold(self, |listener| async move {
-            let stream = listener.accept().await;
+            let stream = listener.next().await;
             Some((Ok(stream), listener))
         })
     }
 
-    async fn accept(&self) -> GuardedStream {
+    async fn next(&self) -> GuardedStream {
         loop {
             let (stream, from) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
@@ -80,7 +113,7 @@ impl GuardedListener {
             .permits
             .clone()
             .try_acquire_owned()
-            .map_err(|_| io::Error::other("limit clients.connections_max is reached"))?;
+            .map_err(|_| io::Error::other(format!("limit {} is reached", self.limit)))?;
         stream.set_nodelay(true)?;
         let info = TcpConnectInfo {
             local_addr: stream.local_addr().ok(),
@@ -88,7 +121,8 @@ impl GuardedListener {
         };
         Ok(GuardedStream {
             stream,
-            silent: Some(Box::pin(tokio::time::sleep(self.first_byte_timeout))),
+            silent: Some(Box::pin(tokio::time::sleep(self.speaks.within()))),
+            speaks: self.speaks,
             metrics: self.metrics.clone(),
             info,
             _permit: permit,
@@ -99,9 +133,10 @@ impl GuardedListener {
 /// A connection that is closed when it does not begin to speak.
 pub struct GuardedStream {
     stream: TcpStream,
-    /// Until the first byte.
+    /// Runs while it must speak.
     silent: Option<Pin<Box<Sleep>>>,
-    metrics: Arc<ConnectionMetrics>,
+    speaks: Speaks,
+    metrics: PortMetrics,
     info: TcpConnectInfo,
     _permit: OwnedSemaphorePermit,
 }
@@ -114,6 +149,41 @@ impl Connected for GuardedStream {
     }
 }
 
+impl GuardedStream {
+    fn spoke(&mut self, count: usize) {
+        match &mut self.speaks {
+            _ if count == 0 => {}
+            Speaks::AtFirst { bytes, .. } => {
+                *bytes = bytes.saturating_sub(count);
+                if *bytes == 0 {
+                    self.silent = None;
+                }
+            }
+            Speaks::Always { within } => {
+                let until = Instant::now() + *within;
+                if let Some(silent) = &mut self.silent {
+                    silent.as_mut().reset(until);
+                }
+            }
+        }
+    }
+}
+
+impl axum::serve::Listener for GuardedListener {
+    type Io = GuardedStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let stream = self.next().await;
+        let from = stream.info.remote_addr();
+        (stream, from.expect("it was accepted from there"))
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
 impl AsyncRead for GuardedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -122,9 +192,8 @@ impl AsyncRead for GuardedStream {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.silent = None;
-        } else if read.is_pending()
+        self.spoke(buffer.filled().len() - before);
+        if read.is_pending()
             && let Some(silent) = &mut self.silent
             && silent.as_mut().poll(cx).is_ready()
         {
@@ -132,7 +201,7 @@ impl AsyncRead for GuardedStream {
             self.metrics.silent();
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                "the client said nothing",
+                "the client said too little",
             )));
         }
         read
@@ -175,23 +244,33 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::metrics::{MetricsPage, Observed, registry};
+    use crate::metrics::{ConnectionMetrics, MetricsPage, Observed, registry};
 
     const SILENCE_MAX: Duration = Duration::from_millis(100);
 
     #[tokio::test]
     async fn who_is_refused_and_who_is_silent_is_counted() {
         let mut registry = registry();
-        let metrics = ConnectionMetrics::register(&mut registry);
+        let metrics = ConnectionMetrics::register(&mut registry).of("client");
         let page = MetricsPage::new(registry);
         let counted = |name: &str, count: u64| {
             let text = page.render(&Observed::default()).expect("text");
-            let line = format!("carillon_client_connections_{name}_total {count}\n");
+            let port = "{port=\"client\"}";
+            let line = format!("carillon_connections_{name}_total{port} {count}\n");
             assert!(text.contains(&line), "{line} in\n{text}");
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let incoming = GuardedListener::new(listener, 1, SILENCE_MAX, metrics).incoming();
+        let incoming = GuardedListener::new(
+            listener,
+            ("connections_max", 1),
+            Speaks::AtFirst {
+                bytes: 3,
+                within: SILENCE_MAX,
+            },
+            metrics,
+        )
+        .incoming();
         let mut incoming = std::pin::pin!(incoming);
         counted("refused", 0);
         counted("silent", 0);
@@ -212,14 +291,47 @@ mod tests {
         counted("silent", 1);
         drop(silent);
 
+        // Who has only begun to speak is silent too.
+        let mut client = TcpStream::connect(address).await.expect("accepted");
+        let mut begins = incoming.next().await.expect("a stream").expect("accepted");
+        client.write_all(b"xy").await.expect("written");
+        let mut two = [0; 2];
+        begins.read_exact(&mut two).await.expect("it spoke");
+        let ended = begins.read(&mut byte).await.expect_err("said too little");
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+        counted("silent", 2);
+        drop(begins);
+
         // Who has spoken may be silent afterwards.
         let mut client = TcpStream::connect(address).await.expect("accepted");
         let mut speaks = incoming.next().await.expect("a stream").expect("accepted");
-        client.write_all(b"x").await.expect("written");
-        speaks.read_exact(&mut byte).await.expect("it spoke");
+        client.write_all(b"xyz").await.expect("written");
+        let mut three = [0; 3];
+        speaks.read_exact(&mut three).await.expect("it spoke");
         let more = tokio::time::timeout(SILENCE_MAX * 3, speaks.read(&mut byte)).await;
         assert!(more.is_err(), "{more:?}");
         counted("refused", 1);
-        counted("silent", 1);
+        counted("silent", 2);
+    }
+
+    #[tokio::test]
+    async fn who_must_always_speak_is_closed_when_it_stops() {
+        let metrics = ConnectionMetrics::register(&mut registry()).of("http");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let speaks = Speaks::Always {
+            within: SILENCE_MAX,
+        };
+        let listener = GuardedListener::new(listener, ("connections_max", 1), speaks, metrics);
+        let mut client = TcpStream::connect(address).await.expect("accepted");
+        let mut stream = listener.next().await;
+        let mut byte = [0];
+        for _ in 0..4 {
+            tokio::time::sleep(SILENCE_MAX / 2).await;
+            client.write_all(b"x").await.expect("written");
+            stream.read_exact(&mut byte).await.expect("it spoke");
+        }
+        let ended = stream.read(&mut byte).await.expect_err("it stopped");
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
     }
 }

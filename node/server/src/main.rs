@@ -31,6 +31,8 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     start_logging(&config.logging)?;
+    // Before anything is opened; too few are told of where connections are accepted.
+    carillon_node::files::raise_limit();
     // A task that panics would leave the others running with half of a state.
     std::panic::set_hook(Box::new(|panic| {
         let trace = std::backtrace::Backtrace::force_capture();

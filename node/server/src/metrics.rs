@@ -6,8 +6,10 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
@@ -45,8 +47,22 @@ impl NodeMetrics {
     }
 }
 
-/// Counters of the connections that clients did not get or did not use.
+/// A port of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Port {
+    /// `client`, `peer` or `http`.
+    port: &'static str,
+}
+
+/// Counters of the connections that nobody got or used, by port.
 pub struct ConnectionMetrics {
+    refused: Family<Port, Counter>,
+    silent: Family<Port, Counter>,
+}
+
+/// Those of one port.
+#[derive(Clone)]
+pub struct PortMetrics {
     refused: Counter,
     silent: Counter,
 }
@@ -55,22 +71,33 @@ impl ConnectionMetrics {
     /// Registers them.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self {
-            refused: Counter::default(),
-            silent: Counter::default(),
+            refused: Family::default(),
+            silent: Family::default(),
         };
         registry.register(
-            "client_connections_refused",
-            "Connections that were closed at once: clients.connections_max was reached",
+            "connections_refused",
+            "Connections that were closed at once: there were as many as there may be",
             metrics.refused.clone(),
         );
         registry.register(
-            "client_connections_silent",
-            "Connections that were closed because nothing was said on them",
+            "connections_silent",
+            "Connections that were closed because too little was said on them",
             metrics.silent.clone(),
         );
         Arc::new(metrics)
     }
 
+    /// Those of one port.
+    pub fn of(&self, port: &'static str) -> PortMetrics {
+        let port = Port { port };
+        PortMetrics {
+            refused: self.refused.get_or_create(&port).clone(),
+            silent: self.silent.get_or_create(&port).clone(),
+        }
+    }
+}
+
+impl PortMetrics {
     /// A connection was refused; returns how many by now.
     pub fn refused(&self) -> u64 {
         self.refused.inc() + 1

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::well::{HELLO_TIMEOUT, assert_well, cluster};
 
@@ -81,14 +81,26 @@ async fn garbage_on_every_port() -> Result<()> {
     assert_well(cluster).await
 }
 
-/// A few bytes that look like a beginning do not hold a connection for ever.
+/// Nothing, and a few bytes that look like a beginning, do not hold a connection for ever.
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_closed() -> Result<()> {
+async fn connections_that_say_too_little_are_closed() -> Result<()> {
     let (cluster, _alone) = cluster().await?;
-    let address = &cluster.node(1).addresses().client;
-    let mut stream = TcpStream::connect(address).await?;
-    // The server's own SETTINGS may come before its end.
-    let mut said = Vec::new();
-    let closed = timeout(HELLO_TIMEOUT + CLOSE_LIMIT, stream.read_to_end(&mut said)).await;
-    closed.context("a silent connection stays open").map(drop)
+    let addresses = cluster.node(1).addresses();
+    let mut held = Vec::new();
+    for address in [&addresses.client, &addresses.peer] {
+        for bytes in [0, 1, PREFACE.len() - 1, PREFACE.len()] {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.write_all(&PREFACE[..bytes]).await?;
+            held.push((address, bytes, stream));
+        }
+    }
+    let deadline = Instant::now() + HELLO_TIMEOUT + CLOSE_LIMIT;
+    for (address, bytes, mut stream) in held {
+        // The server's own SETTINGS may come before its end, and the end may be a reset.
+        let mut said = Vec::new();
+        let closed = timeout_at(deadline, stream.read_to_end(&mut said)).await;
+        let text = format!("a connection to {address} with {bytes} bytes stays open");
+        closed.context(text).map(drop)?;
+    }
+    Ok(())
 }

@@ -183,9 +183,17 @@ async fn ten_thousand_connections_without_hello() -> Result<()> {
     );
     ensure!(kept == 0, "{kept} streams without a hello were not ended");
     let (_, metrics) = http_get(&node.addresses().http, "/metrics", GOOD_CLIENT_LIMIT).await?;
-    let closed = counted(&metrics, "carillon_client_connections_silent_total")?;
+    let closed = counted(
+        &metrics,
+        "carillon_connections_silent_total{port=\"client\"}",
+    )?;
     ensure!(closed > 0, "no connection was closed for its silence");
-    ensure!(counted(&metrics, "carillon_client_connections_refused_total")? == 0);
+    ensure!(
+        counted(
+            &metrics,
+            "carillon_connections_refused_total{port=\"client\"}"
+        )? == 0
+    );
     // A connection that overflowed the kernel's accept queue exists only on the side of a
     // client that says nothing; so for the silent ones the node's own files count.
     files_are_given_back(cluster, files).await?;

@@ -82,6 +82,8 @@ impl CommandSink for Forget {
 struct Identity {
     user: UserId,
     device: DeviceId,
+    /// What the device calls itself, for the log.
+    platform: Bytes,
     inbox_cursor: Option<u64>,
 }
 
@@ -98,6 +100,7 @@ impl Identity {
         Ok(Self {
             user: UserId::parse(hello.user_id)?,
             device: DeviceId::parse(hello.device_id)?,
+            platform: hello.platform,
             inbox_cursor: hello.inbox_cursor,
         })
     }
@@ -146,6 +149,8 @@ impl Reader {
             // Answers to what was taken still go out; deliveries have stopped.
             self.gateway.unlisten(&identity.user, &listener);
             self.session.closed().await;
+            let session_id = self.gateway.session_id(self.number);
+            tracing::debug!(session = session_id, "a stream has ended");
         }
         self.gateway.close_session(self.number);
     }
@@ -207,6 +212,13 @@ impl Reader {
         };
         let interval = self.gateway.limits.heartbeat_interval;
         let session_id = self.gateway.session_id(self.number);
+        tracing::debug!(
+            session = session_id,
+            user = identity.user.as_str(),
+            device = identity.device.as_str(),
+            platform = ?identity.platform,
+            "a stream begins"
+        );
         self.heard_at = Instant::now();
         self.timer
             .as_mut()

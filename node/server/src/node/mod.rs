@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use carillon_core::ids::ShardId;
 use carillon_core::steering::Wait;
-use carillon_log::{LogEngine, LogOptions};
+use carillon_log::LogEngine;
 use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord};
 use carillon_store::{Store, StoreOptions};
 use parking_lot::Mutex;
@@ -144,9 +144,7 @@ impl Node {
         let data = &config.data_dir;
         let identity = Arc::new(Identity::open(store.clone(), &config)?);
         let local = Arc::new(LocalReplicas::open(store.clone())?);
-        let mut log_options = LogOptions::new(data.join("log"));
-        log_options.segment_bytes = config.log.segment_bytes;
-        log_options.memory_tail_bytes_max = config.log.memory_bytes_max as u64;
+        let mut log_options = config.log.options(data);
         log_options.on_fatal = Arc::new(|error| die(&format!("Raft log: {error}")));
         let log = LogEngine::open(log_options).context("Raft log")?;
         let snapshots = prepare_directory(data).context("snapshots directory")?;
@@ -193,6 +191,11 @@ impl Node {
             ready: watch::Sender::new(false),
             config,
         }))
+    }
+
+    /// Counts what is refused at its ports.
+    pub fn connection_metrics(&self) -> &ConnectionMetrics {
+        &self.connection_metrics
     }
 
     /// The cluster as this node knows it.

@@ -15,24 +15,36 @@ use crate::admin::AdminService;
 use crate::cork::Corked;
 use crate::gateway::Explained;
 use crate::gateway::limits::REQUEST_BYTES_MAX;
-use crate::listen::GuardedListener;
+use crate::listen::{GuardedListener, HTTP2_BEGIN_BYTES, Speaks};
 use crate::peer::service::PeerService;
 use crate::peer::{
     CONNECTION_WINDOW_BYTES, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Peers, STREAM_WINDOW_BYTES,
     SnapshotInbox,
 };
 
+/// Connections of other nodes at a time: four from each of the largest cluster's nodes, some
+/// of them lost and not noticed yet.
+const PEER_CONNECTIONS_MAX: usize = 8_192;
+/// Another node begins to speak within this.
+const PEER_BEGINS_WITHIN: Duration = Duration::from_secs(10);
 /// Connections of clients are asked for a sign of life this often.
 const CLIENT_KEEPALIVE: Duration = Duration::from_secs(30);
 
 pub(super) async fn serve_peers(node: Arc<Node>, peers: Arc<Peers>, listener: TcpListener) {
     let inbox = SnapshotInbox::new(node.snapshots.clone());
+    let incoming = GuardedListener::new(
+        listener,
+        ("peer_connections_max", PEER_CONNECTIONS_MAX),
+        Speaks::AtFirst {
+            bytes: HTTP2_BEGIN_BYTES,
+            within: PEER_BEGINS_WITHIN,
+        },
+        node.connection_metrics.of("peer"),
+    );
     let service = PeerServer::new(PeerService { node, peers, inbox })
         .max_decoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024)
         .max_encoding_message_size(carillon_raft::PACKET_BYTES_MAX + 1024);
-    let incoming = tonic::transport::server::TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .map(|stream| stream.map(Corked::new));
+    let incoming = incoming.incoming().map(|stream| stream.map(Corked::new));
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -60,11 +72,23 @@ pub(super) async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> any
             .with_service_name("grpc.health.v1.Health")
     };
     let clients = &node.config.clients;
+    let files = crate::files::raise_limit();
+    let connections_max = crate::files::connections_max(clients.connections_max, files);
+    if connections_max < clients.connections_max {
+        tracing::warn!(
+            files,
+            connections_max,
+            "clients get fewer connections than clients.connections_max: raise the limit of open files"
+        );
+    }
     let incoming = GuardedListener::new(
         listener,
-        clients.connections_max,
-        clients.hello_timeout,
-        node.connection_metrics.clone(),
+        ("clients.connections_max", connections_max),
+        Speaks::AtFirst {
+            bytes: HTTP2_BEGIN_BYTES,
+            within: clients.hello_timeout,
+        },
+        node.connection_metrics.of("client"),
     )
     .incoming()
     .map(|stream| stream.map(Corked::new));
