@@ -7,6 +7,17 @@ CARGO_DENY_VERSION=0.20.2
 cache=${CARILLON_CACHE:-$HOME/.cache/carillon}
 what=${1:?usage: install-tools.sh build|lint|test}
 
+# A minimal toolchain has neither.
+if [ "$what" = lint ]; then
+    for tool in rustfmt clippy; do
+        case $tool in rustfmt) command=fmt ;; clippy) command=clippy ;; esac
+        if ! cargo $command --version >/dev/null 2>&1; then
+            echo "installs: $tool"
+            rustup component add $tool
+        fi
+    done
+fi
+
 packages=()
 # bindgen, for RocksDB, loads libclang and needs clang's own headers.
 if ! ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 || ! ls -d /usr/lib/clang/*/include /usr/lib/llvm-*/lib/clang/*/include >/dev/null 2>&1; then

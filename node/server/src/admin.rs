@@ -81,6 +81,21 @@ fn no_such_node(error: &CallError, node: NodeId) -> Status {
     )
 }
 
+/// What another node answered, as an error that says which node.
+fn said_by(node: NodeId) -> impl Fn(Status) -> Status {
+    move |status| {
+        let reason = match status.code() {
+            Code::NotFound => "REPLICA_NOT_FOUND",
+            Code::FailedPrecondition => "NODE_REFUSED",
+            Code::Internal => "NODE_FAILED",
+            _ => "NODE_UNREACHABLE",
+        };
+        let text = format!("node {node}: {}", status.message());
+        let metadata = [("node_id", node.0.to_string())];
+        status_with_reason(status.code(), reason, text, metadata)
+    }
+}
+
 /// Refuses a drain that would break something, and names it.
 fn harmless(drain: &GetDrainResponse) -> Result<(), Status> {
     let dangers = &drain.dangers;
@@ -195,8 +210,8 @@ impl AdminService {
             return Err(no_such_node(&CallError::NoSuchNode(node), node));
         }
         let leader = self.leader(META_SHARD).await?;
-        let answer = self.client(leader)?.drain(request).await?;
-        Ok(answer.into_inner())
+        let answer = self.client(leader)?.drain(request).await;
+        Ok(answer.map_err(said_by(leader))?.into_inner())
     }
 
     async fn leader(&self, shard: ShardId) -> Result<NodeId, Status> {
@@ -372,7 +387,8 @@ impl Admin for AdminService {
             nonce: rand::random(),
         };
         let leader = self.leader(descriptor.shard_id).await?;
-        self.client(leader)?.start_checksum(request).await?;
+        let started = self.client(leader)?.start_checksum(request).await;
+        started.map_err(said_by(leader))?;
         let asked = descriptor.replicas.iter().map(|replica| async {
             let mut client = self.client(replica.node_id).ok()?;
             let answer = tokio::time::timeout(CHECKSUM_TIMEOUT, client.checksum(request))
@@ -443,7 +459,7 @@ impl Admin for AdminService {
                         status.message().to_owned(),
                         metadata,
                     ),
-                    _ => status,
+                    _ => said_by(leader)(status),
                 }
             })?;
         }
@@ -586,7 +602,8 @@ impl Admin for AdminService {
         } else {
             NodeId(node_id)
         };
-        let answer = self.client(node)?.flush(FlushRequest { shard_id }).await?;
+        let flushed = self.client(node)?.flush(FlushRequest { shard_id }).await;
+        let answer = flushed.map_err(said_by(node))?;
         Ok(Response::new(TriggerSnapshotResponse {
             flushed_index: answer.into_inner().flushed_index,
         }))
