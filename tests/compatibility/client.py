@@ -71,6 +71,11 @@ def check_error(
     return info
 
 
+def raw_call(channel: grpc.Channel, path: str):
+    """A unary call that is given its request as bytes, whatever they are."""
+    return channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
+
+
 @contextlib.contextmanager
 def refused(code: grpc.StatusCode, reason: str, **metadata: object) -> Iterator[None]:
     """The call inside must fail in this way."""

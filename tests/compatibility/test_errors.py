@@ -7,7 +7,7 @@ subject, what needs a hurt cluster in test_hurt.py.
 import grpc
 import pytest
 from carillon.v1 import chat_pb2 as chat
-from client import Caller, direct, refused, text, unique
+from client import CALL_SECONDS_MAX, Caller, direct, raw_call, refused, text, unique
 
 INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -246,22 +246,43 @@ def test_page_token_of_another_call(caller, group):
         alice.ListConversations(chat.ListConversationsRequest(page_token=token))
 
 
-def test_bytes_that_are_no_request(channels):
+@pytest.mark.parametrize("name", [*REQUESTS, "SyncStream"])
+def test_bytes_that_are_no_request(channels, name):
     """A client may send anything as a message: the call fails, the connection lives."""
-    call = channels[0].unary_unary(
-        "/carillon.v1.Chat/Send", request_serializer=bytes, response_deserializer=bytes
-    )
-    for garbage in (b"\xff" * 20, b"\x0a\x02\xff\xfe", b"\x0a\x7fshort"):
-        with pytest.raises(grpc.RpcError) as raised:
-            call(garbage, metadata=[("carillon-user", "alice")], timeout=10)
-        assert raised.value.code() is INVALID_ARGUMENT
+    call = raw_call(channels[0], f"/carillon.v1.Chat/{name}")
+    for garbage in (b"\xff" * 20, b"\x0a\x7fshort", b"\x0b"):
+        with refused(INVALID_ARGUMENT, "INVALID_REQUEST"):
+            call(garbage, metadata=[("carillon-user", "alice")], timeout=CALL_SECONDS_MAX)
     alice = Caller(channels[0], unique("alice"))
     assert alice.say(direct(alice.user, unique("bob")), "still here").seq == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "request_"),
+    [
+        ("Send", b"\x0a\x02\xff\xfe"),
+        ("Send", b"\x0a\x0adirect:a:b\x12\x01m\x1a\x05\x0a\x03\x0a\x01\xff"),
+        ("CreateConversation", b"\x0a\x01g\x12\x01\xff\x22\x01r"),
+        ("ListMembers", b"\x0a\x01g\x1a\x01\xff"),
+    ],
+)
+def test_text_that_is_not_utf8(channels, name, request_):
+    """An id, a message's text, a name, a token: protobuf has only UTF-8 there."""
+    with refused(INVALID_ARGUMENT, "INVALID_REQUEST"):
+        raw_call(channels[0], f"/carillon.v1.Chat/{name}")(
+            request_, metadata=[("carillon-user", "alice")], timeout=CALL_SECONDS_MAX
+        )
+
+
+def test_oversized_request(caller):
+    with refused(
+        RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", limit="request_bytes_max", max=1_048_576
+    ):
+        caller("alice").Send(changed("Send", content=text("x" * 1_048_576)))
+
+
 def test_unknown_method(channels):
     for path in ("/carillon.v1.Chat/Nothing", "/carillon.v9.Chat/Send"):
-        call = channels[0].unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
         with pytest.raises(grpc.RpcError) as raised:
-            call(b"", timeout=10)
+            raw_call(channels[0], path)(b"", timeout=CALL_SECONDS_MAX)
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+from client import CALL_SECONDS_MAX, raw_call
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -43,11 +44,9 @@ def test_reflection(channels):
 
 
 def test_internal_services_are_not_for_clients(channels):
-    call = channels[0].unary_unary(
-        "/carillon.internal.v1.Peer/Status", request_serializer=bytes, response_deserializer=bytes
-    )
+    call = raw_call(channels[0], "/carillon.internal.v1.Peer/Status")
     with pytest.raises(grpc.RpcError) as raised:
-        call(b"", timeout=5)
+        call(b"", timeout=CALL_SECONDS_MAX)
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

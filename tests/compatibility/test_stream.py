@@ -219,6 +219,78 @@ def test_silence_ends_the_stream(caller, connect):
     assert device.end() is None
 
 
+def frames_of(channel, *requests: bytes) -> tuple[list[chat.ServerFrame], grpc.RpcError | None]:
+    """What comes of a stream that sends these bytes as frames, and how it ends."""
+    connect = channel.stream_stream(
+        "/carillon.v1.Chat/Connect",
+        request_serializer=bytes,
+        response_deserializer=chat.ServerFrame.FromString,
+    )
+    frames = []
+    try:
+        for frame in connect(iter(requests), timeout=WAIT_SECONDS_MAX):
+            frames.append(frame)
+    except grpc.RpcError as error:
+        return frames, error
+    return frames, None
+
+
+def hello_of(user: str) -> bytes:
+    hello = chat.Hello(user_id=user, device_id="phone")
+    return chat.ClientFrame(hello=hello).SerializeToString()
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\x0a\x7fshort", b"\x12\x02\x0a\x00"])
+@pytest.mark.parametrize("after_hello", [False, True])
+def test_bytes_that_are_no_frame(channels, caller, after_hello, garbage):
+    before = [hello_of(caller("alice").user)] if after_hello else []
+    frames, error = frames_of(channels[0], *before, garbage)
+    assert frames[-1].kick.reason == chat.Kick.PROTOCOL_ERROR
+    check_error(error, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FRAME")
+
+
+def test_frame_of_an_unknown_kind(channels, caller):
+    frames, error = frames_of(channels[0], hello_of(caller("alice").user), b"\x7a\x00")
+    assert frames[-1].kick.reason == chat.Kick.PROTOCOL_ERROR
+    check_error(error, grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_FRAME")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x0a\x03\x0a\x01\xff",
+        b"\x12\x03\x0a\x01\xff",
+        b"\x0a\x03\x0a\x01a\x0a\x03\x0a\x01b",
+        b"\x0a\x06\x0a\x01a\x0a\x01b",
+        b"\x0a\x05\x0a\x01a\x7a\x00",
+        b"\x7a\x00",
+        b"\x0a\x09\x0a",
+    ],
+    ids=[
+        "text is not UTF-8",
+        "type is not UTF-8",
+        "two texts",
+        "text with two bodies",
+        "text with an unknown field",
+        "unknown kind",
+        "cut off",
+    ],
+)
+def test_content_that_not_every_reader_could_read(channels, caller, content):
+    """Content is kept as it was sent, so it must be what any library reads alike."""
+    alice = caller("alice")
+    send = chat.Send(
+        request_id=7, conversation_id=direct(alice.user, "bob"), client_message_id="m"
+    ).SerializeToString()
+    send += bytes([4 << 3 | 2, len(content)]) + content
+    frame = bytes([2 << 3 | 2, len(send)]) + send
+    frames, error = frames_of(channels[0], hello_of(alice.user), frame)
+    assert error is None, "the stream is well"
+    (answer,) = [frame.error for frame in frames if frame.WhichOneof("frame") == "error"]
+    assert (answer.request_id, answer.reason) == (7, "INVALID_CONTENT")
+    assert answer.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
 def test_no_hello_in_time(channels):
     device = Device(channels[0], heartbeats=False)
     try:
@@ -256,28 +328,50 @@ def test_empty_frame(caller, connect):
 
 
 @pytest.mark.parametrize(
-    ("hello", "code", "reason"),
+    ("hello", "code", "reason", "metadata"),
     [
-        (chat.Hello(user_id="", device_id="phone"), "INVALID_ARGUMENT", "INVALID_ID"),
-        (chat.Hello(user_id="a b", device_id="phone"), "INVALID_ARGUMENT", "INVALID_ID"),
-        (chat.Hello(user_id="alice", device_id=""), "INVALID_ARGUMENT", "INVALID_ID"),
-        (chat.Hello(user_id="alice", device_id="é"), "INVALID_ARGUMENT", "INVALID_ID"),
+        (
+            chat.Hello(user_id="", device_id="phone"),
+            "INVALID_ARGUMENT",
+            "INVALID_ID",
+            dict(field="user id"),
+        ),
+        (
+            chat.Hello(user_id="a b", device_id="phone"),
+            "INVALID_ARGUMENT",
+            "INVALID_ID",
+            dict(field="user id"),
+        ),
+        (
+            chat.Hello(user_id="alice", device_id=""),
+            "INVALID_ARGUMENT",
+            "INVALID_ID",
+            dict(field="device id"),
+        ),
+        (
+            chat.Hello(user_id="alice", device_id="é"),
+            "INVALID_ARGUMENT",
+            "INVALID_ID",
+            dict(field="device id"),
+        ),
         (
             chat.Hello(user_id="alice", device_id="phone", platform="x" * 65),
             "INVALID_ARGUMENT",
             "LIMIT_EXCEEDED",
+            dict(limit="platform_bytes_max", max=64, actual=65),
         ),
         (
             chat.Hello(user_id="nobody-yet", device_id="phone", inbox_cursor=1),
             "OUT_OF_RANGE",
             "CURSOR_BEYOND_HEAD",
+            dict(cursor=1, inbox_head=0),
         ),
     ],
 )
-def test_hello_refused(channels, hello, code, reason):
+def test_hello_refused(channels, hello, code, reason, metadata):
     device = Device(channels[0], hello)
     try:
-        check_error(device.end(), grpc.StatusCode[code], reason)
+        check_error(device.end(), grpc.StatusCode[code], reason, **metadata)
         assert device.kinds == []
     finally:
         device.close()
@@ -363,4 +457,5 @@ def test_oversized_frame(caller, connect):
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "LIMIT_EXCEEDED",
         limit="frame_bytes_max",
+        max=131_072,
     )
