@@ -1,10 +1,12 @@
 """carillon.admin.v1: every node answers for the whole cluster."""
 
+import concurrent.futures
+
 import grpc
 import pytest
 from carillon.admin.v1 import admin_pb2 as admin
 from carillon.admin.v1 import admin_pb2_grpc
-from client import CALL_SECONDS_MAX, check_error, direct, refused
+from client import CALL_SECONDS_MAX, check_error, direct, raw_call, refused
 
 NODES = {1, 2, 3}
 SHARDS = 16
@@ -157,3 +159,98 @@ def test_unknown_node(stubs):
             admin.TriggerSnapshotRequest(shard_id=1, node_id=9), timeout=CALL_SECONDS_MAX
         )
     check_error(raised.value, grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND", node_id=9)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("SetStanding", admin.SetStandingRequest(node_id=9, standing=admin.CORDONED)),
+        ("SetStanding", admin.SetStandingRequest(node_id=9, standing=admin.DRAINING_FOR_RESTART)),
+        ("GetDrain", admin.GetDrainRequest(node_id=9)),
+        ("ForgetNode", admin.ForgetNodeRequest(node_id=9)),
+    ],
+)
+def test_unknown_node_to_drain(stubs, method, request_):
+    for stub in stubs:
+        with refused(grpc.StatusCode.NOT_FOUND, "NODE_NOT_FOUND"):
+            getattr(stub, method)(request_, timeout=CALL_SECONDS_MAX)
+
+
+@pytest.mark.parametrize("standing", [admin.STANDING_UNSPECIFIED, 99])
+def test_standing_that_is_none(stubs, standing):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_STANDING"):
+        stubs[0].SetStanding(
+            admin.SetStandingRequest(node_id=1, standing=standing), timeout=CALL_SECONDS_MAX
+        )
+
+
+def test_a_node_that_is_needed(stubs):
+    """Three nodes with three replicas of everything: none can be drained, none forgotten."""
+    ask = admin.GetDrainRequest(node_id=2, purpose=admin.DRAINING_FOR_REMOVAL)
+    assert stubs[0].GetDrain(ask, timeout=CALL_SECONDS_MAX).dangers
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "NODE_NEEDED"):
+        stubs[0].SetStanding(
+            admin.SetStandingRequest(node_id=2, standing=admin.DRAINING_FOR_REMOVAL),
+            timeout=CALL_SECONDS_MAX,
+        )
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "NODE_IN_USE"):
+        stubs[1].ForgetNode(admin.ForgetNodeRequest(node_id=2), timeout=CALL_SECONDS_MAX)
+    nodes = stubs[2].ListNodes(admin.ListNodesRequest(), timeout=5).nodes
+    assert {node.standing for node in nodes} == {admin.ACTIVE}, "nothing has changed"
+
+
+@pytest.mark.parametrize(
+    ("field", "limit", "maximum"),
+    [
+        ("duration_ms", "duration_ms_max", 60_000),
+        ("command_bytes", "command_bytes_max", 65_536),
+        ("in_flight", "in_flight_max", 65_536),
+    ],
+)
+def test_measurement_over_a_limit(stubs, field, limit, maximum):
+    request = admin.MeasureAppendRequest(**{field: maximum + 1})
+    with refused(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "LIMIT_EXCEEDED",
+        limit=limit,
+        max=maximum,
+        actual=maximum + 1,
+    ):
+        stubs[0].MeasureAppend(request, timeout=CALL_SECONDS_MAX)
+
+
+def test_one_measurement_at_a_time(stubs):
+    request = admin.MeasureAppendRequest(duration_ms=1_500, in_flight=1)
+
+    def measure(_) -> admin.MeasureAppendResponse | grpc.RpcError:
+        try:
+            return stubs[0].MeasureAppend(request, timeout=CALL_SECONDS_MAX)
+        except grpc.RpcError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answers = list(pool.map(measure, range(2)))
+    (error,) = [answer for answer in answers if isinstance(answer, grpc.RpcError)]
+    check_error(
+        error,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "LIMIT_EXCEEDED",
+        limit="measurements_max",
+        max=1,
+    )
+    (measured,) = [answer for answer in answers if answer is not error]
+    assert measured.shards > 0 and measured.acknowledged > 0
+    assert 0 < measured.p50_us <= measured.p99_us <= measured.max_us
+
+
+def test_requests_that_cannot_be_read(channels):
+    call = raw_call(channels[0], "/carillon.admin.v1.Admin/ListShards")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"):
+        call(b"\xff" * 20, timeout=CALL_SECONDS_MAX)
+    with refused(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "LIMIT_EXCEEDED",
+        limit="request_bytes_max",
+        max=1_048_576,
+    ):
+        call(bytes(1_048_577), timeout=CALL_SECONDS_MAX)
