@@ -131,7 +131,15 @@ class Node:
 class Cluster:
     """Nodes that belong together. Use as a context: they end with it."""
 
-    def __init__(self, nodes: int = 3, shards: int = 16, extra: str = "") -> None:
+    def __init__(
+        self,
+        nodes: int = 3,
+        shards: int = 16,
+        extra: str = "",
+        replication_factor: int | None = None,
+    ) -> None:
+        """Each shard has as many replicas as there are nodes, at most three, unless said."""
+        factor = replication_factor or min(3, nodes)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="carillon-compatibility-"))
         ports = iter(_free_ports(3 * nodes))
         self.nodes = [
@@ -144,30 +152,41 @@ class Cluster:
         ]
         for node in self.nodes:
             node.directory.mkdir()
-            (node.directory / "node.toml").write_text(self._config(node, shards, extra))
+            shape = f"[cluster]\nshards = {shards}\nreplication_factor = {factor}\n"
+            start = f"node_id = {node.node_id}\n"
+            self._configure(node, start, f"{self._initial_peers()}{shape}{extra}")
 
-    def _config(self, node: Node, shards: int, extra: str) -> str:
-        peers = "".join(
+    def _initial_peers(self) -> str:
+        return "".join(
             "[[initial_peers]]\n"
             f"node_id = {peer.node_id}\n"
             f'peer_address = "{peer.peer}"\n'
             f'client_address = "{peer.client}"\n'
             for peer in self.nodes
         )
-        return (
-            f"node_id = {node.node_id}\n"
+
+    def _configure(self, node: Node, start: str, sections: str) -> None:
+        (node.directory / "node.toml").write_text(
+            f"{start}"
             'cluster_name = "compatibility"\n'
             f'data_dir = "{node.directory}"\n'
             "[listen]\n"
             f'client = "{node.client}"\n'
             f'peer = "{node.peer}"\n'
             f'http = "{node.http}"\n'
-            f"{peers}"
-            "[cluster]\n"
-            f"shards = {shards}\n"
-            f"replication_factor = {min(3, len(self.nodes))}\n"
-            f"{extra}"
+            f"{sections}"
         )
+
+    def replacement(self, gone: Node, token: str) -> Node:
+        """A new node at the address of one whose disk is lost; it joins when it is started."""
+        number = len(self.nodes) + 1
+        directory = self.directory / f"node-{number}"
+        node = dataclasses.replace(gone, node_id=number, directory=directory, process=None)
+        directory.mkdir()
+        peers = ", ".join(f'"{peer.peer}"' for peer in self.nodes if peer is not gone)
+        self._configure(node, "", f'[join]\npeers = [{peers}]\ntoken = "{token}"\n')
+        self.nodes.append(node)
+        return node
 
     def __enter__(self) -> "Cluster":
         try:

@@ -8,6 +8,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 import pytest
@@ -15,14 +16,19 @@ from carillon.admin.v1 import admin_pb2 as admin
 from carillon.admin.v1 import admin_pb2_grpc
 from carillon.v1 import chat_pb2 as chat
 from client import WAIT_SECONDS_MAX, Caller, Device, check_error, direct, refused, text, unique
-from cluster import Cluster
+from cluster import Cluster, Node
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SHARDS = 4
 # Sends on a stream and calls without a deadline wait this long for a majority.
 CONFIG = '[clients]\ncall_timeout = "3s"\nsession_queue_bytes_max = 65536\n'
+# Undelivered stays of one member in a group; with one more they cannot come back.
+EARLIER_STAYS_MAX = 8
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +73,49 @@ def wait_for_sessions(channel: grpc.Channel, count: int) -> None:
         time.sleep(0.02)
 
 
+def wait_alive(node: Node) -> None:
+    """Waits until the node runs, ready or not."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while node.probe("/healthz")[0] != 200:
+        assert time.monotonic() < deadline, node.log_end()
+        time.sleep(0.02)
+
+
+def wait_for_node(stub: admin_pb2_grpc.AdminStub, node_id: int) -> None:
+    """Waits until the cluster has a node of this number."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while True:
+        nodes = stub.ListNodes(admin.ListNodesRequest(), timeout=5).nodes
+        if node_id in (node.node_id for node in nodes):
+            return
+        assert time.monotonic() < deadline, f"there is no node {node_id}"
+        time.sleep(0.05)
+
+
 def wait_for_status(watch, status: int) -> None:
     """Reads a health watch up to this status; the watch's own deadline ends the wait."""
     assert any(answer.status == status for answer in watch)
+
+
+def wait_answered(call, code: grpc.StatusCode, reason: str, **metadata: object):
+    """Calls again and again while the call fails in this way; what it answers then."""
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            check_error(error, code, reason, **metadata)
+        assert time.monotonic() < deadline, f"{reason} all the time"
+        time.sleep(0.1)
+
+
+def in_time(call) -> object | None:
+    """The answer of a call, or none when the shard did not give one in the node's time."""
+    try:
+        return call(timeout=None)
+    except grpc.RpcError as error:
+        check_error(error, grpc.StatusCode.DEADLINE_EXCEEDED, "TIMEOUT")
+        return None
 
 
 def wait_all_told(stream: Device, first: int, last: int) -> None:
@@ -100,7 +146,7 @@ def test_too_many_sends_in_flight(hurt, open_channel):
             errors = [stream.take("error") for _ in range(44)]
             assert [error.request_id for error in errors] == requests[256:]
             for error in errors:
-                assert error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+                assert error.code == RESOURCE_EXHAUSTED.value[0]
                 assert error.reason == "LIMIT_EXCEEDED"
                 assert error.metadata["limit"] == "sends_in_flight_max"
                 assert error.metadata["max"] == "256"
@@ -109,6 +155,97 @@ def test_too_many_sends_in_flight(hurt, open_channel):
             answer.request_id: answer.seq for answer in (stream.take("sent") for _ in range(256))
         }
         assert sent == {request: seq for seq, request in enumerate(requests[:256], 1)}
+
+
+def test_too_many_commands_waiting(open_channel):
+    """What a leader can neither replicate nor queue is refused, and may come again later."""
+    # A leader takes commands for as long as `election_max` when nobody answers it.
+    config = (
+        '[raft]\nelection_min = "1900ms"\nelection_max = "2s"\n'
+        "proposals_waiting_max = 16\nentry_bytes_max = 4096\n"
+    )
+    total = 64
+    with Cluster(nodes=2, shards=1, extra=config) as cluster:
+        channel = open_channel(cluster.nodes[0].client)
+        admin_pb2_grpc.AdminStub(channel).TransferLeader(
+            admin.TransferLeaderRequest(shard_id=1, to_node=1), timeout=15
+        )
+        alice = Caller(channel, unique("alice"))
+        conversation = direct(alice.user, unique("bob"))
+        with device(channel, alice.user) as stream:
+            stream.take("welcome")
+            with others_paused(cluster):
+                # One of these fills an entry of the log, of which four are under way.
+                for number in range(total):
+                    stream.say(conversation, "x" * 3_000, message_id=f"{number}")
+                error = stream.take("error")
+                assert error.code == RESOURCE_EXHAUSTED.value[0]
+                assert error.reason == "LIMIT_EXCEEDED"
+                assert error.metadata["limit"] == "proposals_waiting_max"
+                assert error.metadata["max"] == "16"
+            for number in range(total):
+                again = partial(alice.say, conversation, "x" * 3_000, message_id=f"{number}")
+                wait_answered(
+                    again, RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", limit="proposals_waiting_max"
+                )
+            assert alice.say(conversation, "the last").seq == total + 1, "each is there once"
+
+
+def test_too_many_sessions(open_channel):
+    """Streams and waiting calls have places; what does not wait needs none."""
+    with Cluster(nodes=1, shards=1, extra="[clients]\nsessions_max = 2\n") as cluster:
+        channel = open_channel(cluster.nodes[0].client)
+        alice = Caller(channel, unique("alice"))
+        full = dict(limit="sessions_max", max=2, actual=3)
+        with device(channel, alice.user) as phone:
+            phone.take("welcome")
+            follow = alice.SyncStream(chat.SyncRequest())
+            wait_for_sessions(channel, 2)
+            with device(channel, alice.user, "laptop") as laptop:
+                check_error(laptop.end(), RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", **full)
+            with refused(RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", **full):
+                next(alice.SyncStream(chat.SyncRequest()))
+            with refused(RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED", **full):
+                alice.Sync(chat.SyncRequest(wait_ms=1_000))
+            assert not alice.Sync(chat.SyncRequest()).entries
+            follow.cancel()
+            wait_for_sessions(channel, 1)
+            with device(channel, alice.user, "laptop") as laptop:
+                laptop.take("welcome")
+
+
+def test_coming_back_while_deliveries_wait(open_channel):
+    """A group knows a bounded number of stays that a member has still to be told of."""
+    config = '[clients]\ncall_timeout = "1s"\n'
+    with Cluster(nodes=2, shards=SHARDS, replication_factor=1, extra=config) as cluster:
+        channel = open_channel(cluster.nodes[0].client)
+
+        def change(who: Caller, method: str, **fields):
+            request = getattr(chat, f"{method}Request")(conversation_id=conversation, **fields)
+            return getattr(who, method)(request)
+
+        with others_paused(cluster):
+            # Each shard is on one node: half of the users and groups are out of reach.
+            users = [Caller(channel, unique("user")) for _ in range(30)]
+            ask = chat.SyncRequest()
+            away = next(user for user in users if in_time(partial(user.Sync, ask)) is None)
+            owner = next(user for user in users if in_time(partial(user.Sync, ask)) is not None)
+            creations = (
+                chat.CreateConversationRequest(conversation_id=unique("group"), request_id="r")
+                for _ in range(30)
+            )
+            made = (in_time(partial(owner.CreateConversation, creation)) for creation in creations)
+            conversation = next(filter(None, made)).conversation.conversation_id
+            for _ in range(EARLIER_STAYS_MAX + 1):
+                assert change(owner, "AddMembers", member_ids=[away.user]).added_ids
+                assert change(owner, "RemoveMembers", member_ids=[away.user]).removed_ids
+            with refused(UNAVAILABLE, "NOT_DELIVERED_YET"):
+                change(owner, "AddMembers", member_ids=[away.user])
+        come_back = partial(change, owner, "AddMembers", member_ids=[away.user])
+        assert wait_answered(come_back, UNAVAILABLE, "NOT_DELIVERED_YET").added_ids
+        told = 2 * (EARLIER_STAYS_MAX + 1) + 1
+        entries = away.inbox(head=told)
+        assert [entry.message.seq for entry in entries] == list(range(2, told + 2))
 
 
 def test_timeout_and_retry(hurt, open_channel):
@@ -194,10 +331,7 @@ def test_a_node_that_cannot_serve_says_so():
     try:
         node = lonely.nodes[0]
         node.start()
-        deadline = time.monotonic() + WAIT_SECONDS_MAX
-        while node.probe("/healthz")[0] != 200:
-            assert time.monotonic() < deadline, node.log_end()
-            time.sleep(0.02)
+        wait_alive(node)
         status, body = node.probe("/readyz")
         assert status == 503
         assert "waits for" in body
@@ -231,6 +365,50 @@ def test_no_majority_is_not_ready(open_channel):
         assert node.probe("/readyz")[0] == 200
 
 
+def test_no_leader(open_channel):
+    """A node that starts alone leads nothing of what it led, and knows nobody else who does."""
+    with Cluster(shards=SHARDS, extra=CONFIG) as cluster:
+        node = cluster.nodes[0]
+        transfer = admin.TransferLeaderRequest(shard_id=1, to_node=1)
+        admin_pb2_grpc.AdminStub(open_channel(node.client)).TransferLeader(transfer, timeout=15)
+        for running in cluster.nodes:
+            running.kill()
+        node.start()
+        wait_alive(node)
+        stub = admin_pb2_grpc.AdminStub(open_channel(node.client))
+        with refused(UNAVAILABLE, "NO_LEADER", shard_id=1):
+            stub.ChecksumShard(admin.ChecksumShardRequest(shard_id=1), timeout=15)
+
+
+def test_a_lost_node(open_channel):
+    """One of three loses its disk: what is refused when it is given up, and replaced."""
+    with Cluster(shards=SHARDS, extra=CONFIG) as cluster:
+        stub = admin_pb2_grpc.AdminStub(open_channel(cluster.nodes[0].client))
+        lost = cluster.nodes[2]
+
+        def set_standing(node_id: int, standing: admin.Standing) -> bool:
+            request = admin.SetStandingRequest(node_id=node_id, standing=standing)
+            return stub.SetStanding(request, timeout=15).changed
+
+        # Who steers the cluster is not the one that is lost.
+        stub.TransferLeader(admin.TransferLeaderRequest(shard_id=0, to_node=1), timeout=15)
+        lost.kill()
+        with refused(FAILED_PRECONDITION, "NODE_NEEDED"):
+            set_standing(2, admin.DRAINING_FOR_RESTART)
+        assert set_standing(3, admin.LOST)
+        assert not set_standing(3, admin.LOST), "it is so already"
+        with refused(FAILED_PRECONDITION, "NODE_NEEDED"):
+            set_standing(2, admin.LOST)
+        with refused(FAILED_PRECONDITION, "NODE_IN_USE"):
+            stub.ForgetNode(admin.ForgetNodeRequest(node_id=3), timeout=15)
+        token = stub.GetJoinToken(admin.GetJoinTokenRequest(), timeout=5).join_token
+        new = cluster.replacement(lost, token)
+        new.start()
+        wait_for_node(stub, new.node_id)
+        with refused(FAILED_PRECONDITION, "REFUSED"):
+            set_standing(3, admin.ACTIVE)
+
+
 def test_graceful_stop(open_channel):
     """SIGTERM: streams get DRAINING, waiting calls are answered, health says it, exit 0."""
     with (
@@ -256,7 +434,7 @@ def test_graceful_stop(open_channel):
             assert stream.end() is None
         with pytest.raises(grpc.RpcError) as raised:
             next(follow)
-        check_error(raised.value, grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        check_error(raised.value, UNAVAILABLE, "DRAINING")
         assert not poll.result(timeout=10).entries
         wait_for_status(watch, NOT_SERVING)
         assert node.wait() == 0
