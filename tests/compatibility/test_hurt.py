@@ -380,6 +380,24 @@ def test_no_leader(open_channel):
             stub.ChecksumShard(admin.ChecksumShardRequest(shard_id=1), timeout=15)
 
 
+def test_another_node_that_cannot_do_it(open_channel):
+    """What is asked of one node only is refused with its name."""
+    with Cluster(nodes=2, shards=1, replication_factor=1) as cluster:
+        stub = admin_pb2_grpc.AdminStub(open_channel(cluster.nodes[0].client))
+        (shard,) = stub.ListShards(admin.ListShardsRequest(shard_id=1), timeout=5).shards
+        other = 3 - shard.replicas[0].node_id
+
+        def flush(node_id: int) -> None:
+            request = admin.TriggerSnapshotRequest(shard_id=1, node_id=node_id)
+            stub.TriggerSnapshot(request, timeout=15)
+
+        with refused(grpc.StatusCode.NOT_FOUND, "REPLICA_NOT_FOUND", node_id=other):
+            flush(other)
+        cluster.nodes[1].kill()
+        with refused(UNAVAILABLE, "NODE_UNREACHABLE", node_id=2):
+            flush(2)
+
+
 def test_a_lost_node(open_channel):
     """One of three loses its disk: what is refused when it is given up, and replaced."""
     with Cluster(shards=SHARDS, extra=CONFIG) as cluster:
