@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use carillon_proto::admin::Standing;
+use carillon_proto::admin::{SetPolicyRequest, Standing};
 use carillon_tests::harness::{Cluster, ClusterOptions, RESTART_LIMIT};
 use carillon_tests::scenario::Scenario;
+use tokio::time::{Instant, sleep};
 
 /// Messages that show that the cluster goes on.
 const SOME_MESSAGES: u64 = 400;
@@ -17,6 +18,23 @@ const MOVES_LIMIT: Duration = Duration::from_secs(90);
 const SHARDS: u32 = 8;
 /// Names the points where a node dies; it reads them once when it starts.
 const FAILPOINTS: &str = "CARILLON_FAILPOINTS";
+
+/// Where who steers dies: before and after each step.
+const STEPS: [&str; 10] = [
+    "steering.start",
+    "steering.started",
+    "steering.learner",
+    "steering.learner_added",
+    "steering.switch",
+    "steering.switched",
+    "steering.voters",
+    "steering.voters_changed",
+    "steering.finish",
+    "steering.finished",
+];
+/// How long that many deaths may take.
+const STEPS_LIMIT: Duration = Duration::from_secs(120);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 fn scenario(name: &'static str) -> Scenario {
     let mut scenario = Scenario::new(name);
@@ -70,6 +88,71 @@ async fn nodes_are_killed_while_replicas_move() {
         .await;
 }
 
+/// The node that steers dies before and after each step of a move, one step after the other;
+/// the next one goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_steers_dies_at_each_step_of_a_move() {
+    let mut scenario = scenario("who_steers_dies_at_each_step_of_a_move");
+    scenario.cluster.nodes = 4;
+    scenario
+        .run(async |cluster, load| {
+            let mut points = STEPS.iter();
+            for node in cluster.node_ids() {
+                cluster.kill9(node).await?;
+                die_at(cluster, node, points.next())?;
+                cluster.wait_ready(node, RESTART_LIMIT).await?;
+            }
+            let leaving = 2;
+            let mut standing = Standing::Active;
+            let deadline = Instant::now() + STEPS_LIMIT;
+            let mut died = 0;
+            // Each dead node comes back to die at the next point. Those that wait at the end
+            // are where no node steered that had them.
+            while died < STEPS.len() - cluster.node_ids().len() {
+                ensure!(
+                    Instant::now() < deadline,
+                    "only {died} deaths in {STEPS_LIMIT:?}"
+                );
+                let all = cluster.node_ids();
+                if let Some(dead) = all.into_iter().find(|id| !cluster.node(*id).is_up()) {
+                    died += 1;
+                    cluster.wait_exit(dead, RESTART_LIMIT).await?;
+                    die_at(cluster, dead, points.next())?;
+                    continue;
+                }
+                // There and back, so that something always moves. Refused while a dead node
+                // is needed.
+                if cluster.no_moves().await.unwrap_or(false) {
+                    standing = match standing {
+                        Standing::Active => Standing::DrainingForRemoval,
+                        _ => Standing::Active,
+                    };
+                    let _ = cluster.set_standing(leaving, standing).await;
+                }
+                sleep(LOOK_INTERVAL).await;
+            }
+            for node in cluster.node_ids() {
+                if cluster.node(node).is_up() {
+                    cluster.kill9(node).await?;
+                }
+                cluster.restart(node).await?;
+            }
+            cluster.set_standing(leaving, Standing::Active).await?;
+            cluster.wait_placed(leaving, 5..=7, MOVES_LIMIT).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// Starts a node that dies at a point, or never.
+fn die_at(cluster: &mut Cluster, node: u64, point: Option<&&str>) -> Result<()> {
+    let points = point.map(|point| format!("{point}=crash@1"));
+    match &points {
+        Some(points) => cluster.spawn(node, &[(FAILPOINTS, points)]),
+        None => cluster.spawn(node, &[]),
+    }
+}
+
 /// A node that deletes a replica dies while it does, twice, and ends what it began.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_dies_while_it_deletes() {
@@ -114,6 +197,90 @@ async fn a_dead_node_is_replaced() {
             cluster.set_standing(dead, Standing::Lost).await?;
             cluster.wait_placed(dead, 0..=0, MOVES_LIMIT).await?;
             cluster.forget(dead).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// A node that falls silent is given up after the time that the policy says, and what it had is
+/// made anew, without anybody's doing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_is_given_up_and_replaced() {
+    let mut scenario = scenario("a_silent_node_is_given_up_and_replaced");
+    scenario.cluster.nodes = 4;
+    scenario
+        .run(async |cluster, load| {
+            cluster
+                .set_policy(SetPolicyRequest {
+                    down_after_s: Some(1),
+                    failure_replacement_after_s: Some(3),
+                    ..SetPolicyRequest::default()
+                })
+                .await?;
+            let dead = cluster.leader_heavy_node().await?;
+            cluster.remove(dead).await?;
+            cluster.wait_placed(dead, 0..=0, MOVES_LIMIT).await?;
+            cluster.forget(dead).await?;
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
+        })
+        .await;
+}
+
+/// Each node is drained, restarted and used again: clients leave it before it stops, and it
+/// stops at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_are_drained_and_restarted() {
+    let mut scenario = scenario("all_nodes_are_drained_and_restarted");
+    scenario
+        .cluster
+        .extra_config
+        .push_str("[clients]\ndrain_spread = \"1s\"\n");
+    scenario
+        .run(async |cluster, load| {
+            for node in cluster.node_ids() {
+                cluster
+                    .set_standing(node, Standing::DrainingForRestart)
+                    .await?;
+                cluster.wait_drained(node, MOVES_LIMIT).await?;
+                let sessions = cluster.sessions(node).await?;
+                ensure!(
+                    sessions == 0,
+                    "node {node} is drained with {sessions} streams"
+                );
+                cluster.stop_gracefully(node).await?;
+                cluster.restart(node).await?;
+                cluster.set_standing(node, Standing::Active).await?;
+                load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+                    .await?;
+            }
+            Ok(())
+        })
+        .await;
+}
+
+/// What has not moved yet stays, what has moved stays away, and the node is used again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_is_taken_back_half_way() {
+    let mut scenario = scenario("a_drain_is_taken_back_half_way");
+    scenario.cluster.nodes = 4;
+    scenario
+        .run(async |cluster, load| {
+            // One at a time, so that there is a half.
+            cluster
+                .set_policy(SetPolicyRequest {
+                    moves_max: Some(1),
+                    moves_per_node_max: Some(1),
+                    balance: Some(false),
+                    ..SetPolicyRequest::default()
+                })
+                .await?;
+            let node = 2;
+            cluster
+                .set_standing(node, Standing::DrainingForRemoval)
+                .await?;
+            cluster.wait_moved(node, 2, MOVES_LIMIT).await?;
+            cluster.set_standing(node, Standing::Active).await?;
+            cluster.wait_placed(node, 1..=5, MOVES_LIMIT).await?;
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
         })
         .await;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use carillon_proto::v1::kick;
 use carillon_tests::harness::{
-    Cluster, ClusterOptions, GRACEFUL_STOP_LIMIT, RESTART_LIMIT, START_LIMIT, Signal,
+    Cluster, ClusterOptions, GRACEFUL_STOP_LIMIT, RESTART_LIMIT, START_LIMIT, Signal, http_get,
 };
 use carillon_tests::load::Load;
 use carillon_tests::rpc;
 use carillon_tests::scenario::Scenario;
 use carillon_tests::session::{End, Session};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Messages that show that the cluster goes on.
 const SOME_MESSAGES: u64 = 400;
@@ -29,6 +29,8 @@ const RETURN_LIMIT: Duration = Duration::from_secs(30);
 /// without hearing from one.
 const FREEZES: u32 = 15;
 const LEASE: Duration = Duration::from_millis(750);
+/// How long probes may take to see that a node is alone: silent connections are found by then.
+const NOT_READY_LIMIT: Duration = Duration::from_secs(12);
 /// How long a leader is frozen.
 const FREEZE: Duration = Duration::from_secs(5);
 /// After a quorum is lost: answers that were on their way have arrived.
@@ -186,6 +188,31 @@ async fn freeze_majorities(name: &'static str, nodes: u64) {
             Ok(())
         })
         .await;
+}
+
+/// Probes must not send clients to a node that can do nothing for them, whoever led its shards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_the_others_is_not_ready() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await?;
+    // It leads nothing, so it only sees that others say nothing.
+    cluster.make_follower(1).await?;
+    for other in [2, 3] {
+        cluster.freeze(other)?;
+    }
+    let deadline = Instant::now() + NOT_READY_LIMIT;
+    loop {
+        let http = &cluster.node(1).addresses().http;
+        let (code, text) = http_get(http, "/readyz", NOT_READY_LIMIT).await?;
+        if code == 503 {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "still {code}: {text}");
+        sleep(Duration::from_millis(100)).await;
+    }
+    for other in [2, 3] {
+        cluster.thaw(other)?;
+    }
+    cluster.wait_ready(1, RETURN_LIMIT).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -427,9 +427,6 @@ def test_a_lost_node(open_channel):
             set_standing(3, admin.ACTIVE)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the new node's links are torn by those to the lost one at its address"
-)
 def test_a_lost_node_is_replaced_at_its_address(open_channel):
     """As docs/operations.md says: everything is made anew, and the old one can be forgotten."""
     with Cluster(shards=SHARDS, extra=CONFIG) as cluster:

@@ -136,6 +136,44 @@ impl AdminClient {
         Ok(answer.await?.join_token)
     }
 
+    /// Makes the join token worthless; the new one.
+    pub async fn rotate_join_token(&self) -> Result<String, ClientError> {
+        let request = admin::RotateJoinTokenRequest {};
+        let answer = self.caller.call(
+            "rotate_join_token",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).rotate_join_token(request).await,
+        );
+        Ok(answer.await?.join_token)
+    }
+
+    /// When nodes count as down or lost, and how much moves at once.
+    pub async fn get_policy(&self) -> Result<admin::Policy, ClientError> {
+        let request = admin::GetPolicyRequest {};
+        let answer = self.caller.call(
+            "get_policy",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).get_policy(request).await,
+        );
+        Ok(answer.await?.policy.unwrap_or_default())
+    }
+
+    /// Changes what is given of the policy; all of it, as it is then.
+    pub async fn set_policy(
+        &self,
+        change: admin::SetPolicyRequest,
+    ) -> Result<admin::Policy, ClientError> {
+        let answer = self.caller.call(
+            "set_policy",
+            change,
+            Duration::ZERO,
+            async |channel, request| stub(channel).set_policy(request).await,
+        );
+        Ok(answer.await?.policy.unwrap_or_default())
+    }
+
     /// Says what a node may be used for; false when it was so already. `forced`: even when too
     /// few nodes are left.
     pub async fn set_standing(
@@ -175,6 +213,18 @@ impl AdminClient {
             async |channel, request| stub(channel).get_drain(request).await,
         );
         answer.await
+    }
+
+    /// Stops the process `run` of a node in order; whoever supervises it starts it again.
+    pub async fn restart_node(&self, node: u64, run: u64) -> Result<(), ClientError> {
+        let request = admin::RestartNodeRequest { node_id: node, run };
+        let answer = self.caller.call(
+            "restart_node",
+            request,
+            Duration::ZERO,
+            async |channel, request| stub(channel).restart_node(request).await,
+        );
+        answer.await.map(drop)
     }
 
     /// Takes a node that holds nothing out of the cluster for ever; false when it was already.

@@ -23,10 +23,10 @@ pub use self::events::{EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
 pub use self::meta::{MetaCommand, MetaReply, MetaState, apply_meta};
 pub use self::moves::{ConfigVersion, Move, MoveId, MoveReason, MoveStep};
-pub use self::policy::{Policy, PolicyError, PolicyLimit};
+pub use self::policy::{Policy, PolicyChange, PolicyError, PolicyLimit};
 pub use self::refusal::MetaRefusal;
 pub use self::registry::{
-    DrainPurpose, JOIN_TOKEN_BYTES_MAX, JoinToken, NODE_TEXT_BYTES_MAX, Standing,
+    DrainPurpose, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, NODE_TEXT_BYTES_MAX, Standing,
 };
 use crate::ids::{Epoch, MessageId, NodeId, ReplicaId, ShardId, Slot, SlotRange};
 use crate::placement::{PROBLEM_SHARDS_MAX, Zone};

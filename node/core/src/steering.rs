@@ -30,7 +30,7 @@ mod step;
 
 use std::collections::BTreeSet;
 
-pub use self::drain::{DrainDanger, DrainStatus, drain_danger, drain_status};
+pub use self::drain::{DrainDanger, DrainStatus, DrainStep, drain_danger, drain_status};
 pub use self::leaders::{LEADER_TRANSFERS_PER_NODE_MAX, PREFERRED_LEADERS_MAX};
 pub use self::problem::{LOAD_STEP_PER_SECOND, SIZE_STEP_BYTES};
 pub use self::seen::{FollowerSeen, LAG_ENTRIES_MAX, MetaSeen, NodeSeen, Seen, ShardSeen};

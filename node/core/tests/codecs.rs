@@ -8,7 +8,7 @@ use carillon_core::command::{
 };
 use carillon_core::map::{
     ConfigVersion, JoinToken, MetaCommand, MetaRefusal, MetaReply, MetaState, MoveId, MoveReason,
-    NodeInfo, Policy, ShardDescriptor, ShardMap, Standing, apply_meta, initial_map,
+    NodeInfo, Policy, PolicyChange, ShardDescriptor, ShardMap, Standing, apply_meta, initial_map,
 };
 use carillon_core::placement::Zone;
 use carillon_core::records::*;
@@ -540,17 +540,18 @@ fn map_values_round_trip() {
             leaders: vec![(ShardId(1), NodeId(2)), (ShardId(2), NodeId(3))],
         },
         MetaCommand::SetPolicy {
-            policy: Policy {
-                moves_max: 0,
-                ..Policy::default()
+            change: PolicyChange {
+                moves_max: Some(0),
+                ..PolicyChange::default()
             },
             at,
         },
         MetaCommand::SetPolicy {
-            policy: Policy {
+            change: Policy {
                 balance: false,
                 ..Policy::default()
-            },
+            }
+            .into(),
             at,
         },
         MetaCommand::RotateJoinToken {

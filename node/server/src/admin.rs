@@ -1,33 +1,43 @@
 //! `carillon.admin.v1`: any node answers for the whole cluster, by asking the others.
 
+mod convert;
+
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::map::{
-    DrainPurpose, META_SHARD, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, Standing,
+    JoinToken, META_SHARD, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, Standing,
 };
-use carillon_proto::admin as proto;
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
     ChecksumShardRequest, ChecksumShardResponse, Event, ForgetNodeRequest, ForgetNodeResponse,
     GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
-    GetJoinTokenResponse, ListEventsRequest, ListEventsResponse, ListMovesRequest,
-    ListMovesResponse, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
-    MeasureAppendRequest, MeasureAppendResponse, Move, NodeStatus, ReplicaStatus,
-    SetStandingRequest, SetStandingResponse, ShardStatus, TransferLeaderRequest,
-    TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
+    GetJoinTokenResponse, GetPolicyRequest, GetPolicyResponse, ListEventsRequest,
+    ListEventsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
+    ListShardsRequest, ListShardsResponse, MeasureAppendRequest, MeasureAppendResponse, Move,
+    NodeStatus, ReplicaStatus, RestartNodeRequest, RestartNodeResponse, RotateJoinTokenRequest,
+    RotateJoinTokenResponse, SetPolicyRequest, SetPolicyResponse, SetStandingRequest,
+    SetStandingResponse, ShardStatus, TransferLeaderRequest, TransferLeaderResponse,
+    TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
-use carillon_proto::internal::{ChecksumRequest, FlushRequest, StatusResponse, TransferRequest};
+use carillon_proto::internal::{
+    ChecksumRequest, FlushRequest, RestartRequest, SnapshotProgress, StatusResponse,
+    TransferRequest,
+};
 use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
+use self::convert::{policy_change, policy_to_proto, standing_from_proto, standing_to_proto};
 use crate::gateway::errors::Failure;
+use crate::identity::random_id;
 use crate::node::Node;
 use crate::peer::Client;
 use crate::peer::calls::CallError;
+use crate::router::OpError;
 use crate::shard::probe::{Probe, summarize};
 
 /// Replicas that do not tell their checksum within this are left out.
@@ -66,6 +76,7 @@ fn refused(refusal: &MetaRefusal) -> Status {
         MetaRefusal::NodeInUse { .. }
         | MetaRefusal::NodeHoldsReplicas { .. }
         | MetaRefusal::NodeIsMoving { .. } => (Code::FailedPrecondition, "NODE_IN_USE"),
+        MetaRefusal::Policy(_) => (Code::InvalidArgument, "POLICY_OUT_OF_RANGE"),
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
@@ -88,6 +99,8 @@ fn said_by(node: NodeId) -> impl Fn(Status) -> Status {
             Code::NotFound => "REPLICA_NOT_FOUND",
             Code::FailedPrecondition => "NODE_REFUSED",
             Code::Internal => "NODE_FAILED",
+            // Of the node itself: it does not lead what it was asked about.
+            Code::Unavailable if status.source().is_none() => "NO_LEADER",
             _ => "NODE_UNREACHABLE",
         };
         let text = format!("node {node}: {}", status.message());
@@ -116,30 +129,6 @@ fn harmless(drain: &GetDrainResponse) -> Result<(), Status> {
     ))
 }
 
-fn standing_from_proto(standing: proto::Standing) -> Option<Standing> {
-    Some(match standing {
-        proto::Standing::Unspecified => return None,
-        proto::Standing::Active => Standing::Active,
-        proto::Standing::Cordoned => Standing::Cordoned,
-        proto::Standing::DrainingForRestart => Standing::DRAINING_FOR_RESTART,
-        proto::Standing::DrainingForRemoval => Standing::DRAINING_FOR_REMOVAL,
-        proto::Standing::Lost => Standing::Lost,
-    })
-}
-
-fn standing_to_proto(standing: Option<Standing>) -> proto::Standing {
-    match standing {
-        None => proto::Standing::Unspecified,
-        Some(Standing::Active) => proto::Standing::Active,
-        Some(Standing::Cordoned) => proto::Standing::Cordoned,
-        Some(Standing::Draining { purpose }) => match purpose {
-            DrainPurpose::Restart => proto::Standing::DrainingForRestart,
-            DrainPurpose::Removal => proto::Standing::DrainingForRemoval,
-        },
-        Some(Standing::Lost) => proto::Standing::Lost,
-    }
-}
-
 /// See the file's head.
 pub struct AdminService {
     node: Arc<Node>,
@@ -159,7 +148,12 @@ impl AdminService {
         let client = self.node.calls().client(node);
         client.map_err(|error| match error {
             CallError::NoSuchNode(node) => no_such_node(&error, node),
-            CallError::Address { .. } => Status::internal(error.to_string()),
+            CallError::Superseded(node) | CallError::Address { node, .. } => status_with_reason(
+                Code::FailedPrecondition,
+                "NODE_UNREACHABLE",
+                error.to_string(),
+                [("node_id", node.0.to_string())],
+            ),
         })
     }
 
@@ -190,16 +184,27 @@ impl AdminService {
             })
     }
 
-    /// Executes a command in the meta group; whether it changed anything.
+    /// Executes a command in the meta group, and waits until this node knows of it; whether it
+    /// changed anything.
     async fn meta(&self, command: MetaCommand) -> Result<bool, Status> {
         let deadline = tokio::time::Instant::now() + META_TIMEOUT;
         let reply = self.node.router().meta(command, deadline).await;
-        match reply.map_err(|error| Status::unavailable(error.to_string()))? {
-            MetaReply::Updated { changed, .. } => Ok(changed),
+        let no_leader = |error: OpError| {
+            status_with_reason(Code::Unavailable, "NO_LEADER", error.to_string(), [])
+        };
+        match reply.map_err(no_leader)? {
+            MetaReply::Updated { changed, epoch } => {
+                let mut known = self.node.cluster().watch_meta();
+                let knows = known.wait_for(|meta| meta.map.epoch >= epoch);
+                // It is done all the same when this node learns of it later.
+                let _ = tokio::time::timeout_at(deadline, knows).await;
+                Ok(changed)
+            }
             MetaReply::Refused(refusal) => Err(refused(&refusal)),
-            other => Err(Status::internal(format!(
-                "the meta group answered with {other:?}"
-            ))),
+            other => {
+                let text = format!("the meta group answered with {other:?}");
+                Err(Failure::internal(text).into_status())
+            }
         }
     }
 
@@ -495,6 +500,42 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn rotate_join_token(
+        &self,
+        _: Request<RotateJoinTokenRequest>,
+    ) -> Result<Response<RotateJoinTokenResponse>, Status> {
+        let token = JoinToken(random_id());
+        let join_token = token.0.clone();
+        let at = crate::shard::now();
+        self.meta(MetaCommand::RotateJoinToken { token, at })
+            .await?;
+        Ok(Response::new(RotateJoinTokenResponse { join_token }))
+    }
+
+    async fn get_policy(
+        &self,
+        _: Request<GetPolicyRequest>,
+    ) -> Result<Response<GetPolicyResponse>, Status> {
+        let policy = policy_to_proto(&self.node.cluster().meta().policy);
+        Ok(Response::new(GetPolicyResponse {
+            policy: Some(policy),
+        }))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<SetPolicyRequest>,
+    ) -> Result<Response<SetPolicyResponse>, Status> {
+        let change = policy_change(&request.into_inner());
+        let before = self.node.cluster().meta().policy;
+        let at = crate::shard::now();
+        let changed = self.meta(MetaCommand::SetPolicy { change, at }).await?;
+        Ok(Response::new(SetPolicyResponse {
+            changed,
+            policy: Some(policy_to_proto(&change.applied_to(&before))),
+        }))
+    }
+
     async fn set_standing(
         &self,
         request: Request<SetStandingRequest>,
@@ -529,6 +570,17 @@ impl Admin for AdminService {
         self.drain(request.into_inner()).await.map(Response::new)
     }
 
+    async fn restart_node(
+        &self,
+        request: Request<RestartNodeRequest>,
+    ) -> Result<Response<RestartNodeResponse>, Status> {
+        let RestartNodeRequest { node_id, run } = request.into_inner();
+        let node = NodeId(node_id);
+        let asked = self.client(node)?.restart(RestartRequest { run }).await;
+        asked.map_err(said_by(node))?;
+        Ok(Response::new(RestartNodeResponse {}))
+    }
+
     async fn forget_node(
         &self,
         request: Request<ForgetNodeRequest>,
@@ -551,20 +603,40 @@ impl Admin for AdminService {
             replica.map_or(0, |replica| replica.node_id.0)
         };
         let meta = self.node.cluster().meta();
-        let moves = meta.moves.values().map(|running| Move {
-            move_id: running.move_id.0,
-            shard_id: running.shard_id.0,
-            to_node: node(running.add),
-            from_node: node(running.remove),
-            step: running.step.to_string(),
-            reason: running.reason.to_string(),
-            started_at_ms: running.started_at.0,
+        let statuses = self.all_statuses().await;
+        let sending: Vec<_> = statuses
+            .values()
+            .flatten()
+            .flat_map(|status| &status.sending)
+            .collect();
+        let sent = |shard: ShardId, to: u64| {
+            let of = |one: &&&SnapshotProgress| one.shard_id == shard.0 && one.to_node == to;
+            sending
+                .iter()
+                .find(of)
+                .map_or_else(SnapshotProgress::default, |one| **one)
+        };
+        let moves = meta.moves.values().map(|running| {
+            let snapshot = sent(running.shard_id, node(running.add));
+            Move {
+                move_id: running.move_id.0,
+                shard_id: running.shard_id.0,
+                to_node: node(running.add),
+                from_node: node(running.remove),
+                step: running.step.to_string(),
+                reason: running.reason.to_string(),
+                started_at_ms: running.started_at.0,
+                snapshot_bytes_sent: snapshot.sent_bytes,
+                snapshot_bytes_total: snapshot.total_bytes,
+                snapshot_bytes_per_s: snapshot.bytes_per_s,
+            }
         });
         let waits = match self.node.cluster().leader(META_SHARD) {
-            Some(route) if route.node == self.node.cluster().me() => self.node.steering_waits(),
             Some(route) => {
-                let status = self.node.calls().status_of(route.node).await;
-                status.map(|status| status.waits).unwrap_or_default()
+                let status = statuses.get(&route.node).and_then(Option::as_ref);
+                status
+                    .map(|status| status.waits.clone())
+                    .unwrap_or_default()
             }
             None => vec!["the meta group has no leader; bring back its nodes".to_owned()],
         };

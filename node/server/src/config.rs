@@ -308,6 +308,10 @@ pub struct ClientConfig {
     /// How long a call without a deadline may take. Default: 10s.
     #[serde(with = "humantime_serde")]
     pub call_timeout: Duration,
+    /// When the node is drained, its streams are told to connect elsewhere one after the other
+    /// over this time. Default: 10s.
+    #[serde(with = "humantime_serde")]
+    pub drain_spread: Duration,
 }
 
 impl Default for ClientConfig {
@@ -319,6 +323,7 @@ impl Default for ClientConfig {
             sessions_max: 65_536,
             session_queue_bytes_max: 1 << 20,
             call_timeout: Duration::from_secs(10),
+            drain_spread: Duration::from_secs(10),
         }
     }
 }

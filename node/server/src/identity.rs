@@ -162,10 +162,11 @@ impl Identity {
     }
 
     /// Where a peer is reached: what it registered, before there is a map what is configured.
-    /// None when it is not of the cluster.
+    /// None when it is not of the cluster, or another node has taken its place.
     pub fn peer_address(&self, peer: NodeId, meta: &MetaState) -> Option<String> {
         match meta.map.nodes.as_slice() {
             [] => self.peers.get(&peer).cloned(),
+            _ if meta.is_superseded(peer) => None,
             _ => Some(meta.map.node(peer)?.peer_address.clone()),
         }
     }

@@ -1,15 +1,20 @@
 //! The binary of a node: `carillon-node --config node.toml`.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use carillon_node::config::{Config, LogFormat, Logging};
+use carillon_node::node::Ended;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Ended in order, to be started again: an operator asked for it. EX_TEMPFAIL of sysexits.
+const EXIT_RESTART: u8 = 75;
 
 /// A storage node and gateway of a Carillon cluster.
 #[derive(Debug, Parser)]
@@ -23,12 +28,12 @@ struct Arguments {
     check: bool,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let config = Config::load(&arguments.config)?;
     if arguments.check {
         println!("{} is valid", arguments.config.display());
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     start_logging(&config.logging)?;
     // Before anything is opened; too few are told of where connections are accepted.
@@ -56,7 +61,7 @@ fn main() -> anyhow::Result<()> {
         clients = %config.listen.client,
         "starts"
     );
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let stop = async move {
@@ -69,7 +74,10 @@ fn main() -> anyhow::Result<()> {
     })?;
     // Everything is durable; what still runs has nothing to say.
     runtime.shutdown_background();
-    Ok(())
+    Ok(match ended {
+        Ended::Stopped => ExitCode::SUCCESS,
+        Ended::Restarts => ExitCode::from(EXIT_RESTART),
+    })
 }
 
 fn start_logging(logging: &Logging) -> anyhow::Result<()> {

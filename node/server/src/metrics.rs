@@ -40,6 +40,11 @@ impl NodeMetrics {
         Arc::new(metrics)
     }
 
+    /// Entries that leaders here proposed.
+    pub fn entries_proposed(&self) -> u64 {
+        self.entries_proposed.get()
+    }
+
     /// A leader proposed an entry of so many commands.
     pub fn entry_proposed(&self, commands: usize) {
         self.entries_proposed.inc();

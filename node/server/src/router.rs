@@ -32,7 +32,7 @@ use crate::shard::lead::Lead;
 pub const LANE_OPERATIONS_MAX: usize = 100_000;
 
 /// How often deadlines are looked at.
-const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A lane that knows no leader asks the next replica after this long.
 const PROBE_INTERVAL: Duration = Duration::from_millis(25);

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use carillon_proto::admin::{
     ChecksumShardRequest, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
     GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, ListMovesRequest, ListNodesRequest,
-    ListShardsRequest, SetStandingRequest, ShardStatus, Standing, TransferLeaderRequest,
-    TriggerSnapshotRequest, replica_status::Role,
+    ListShardsRequest, SetPolicyRequest, SetStandingRequest, ShardStatus, Standing,
+    TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 
@@ -98,6 +98,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Changes the policy of the cluster.
+    pub async fn set_policy(&self, change: SetPolicyRequest) -> Result<()> {
+        let mut admin = self.admin()?;
+        admin
+            .set_policy(rpc::within(change, QUESTION_LIMIT))
+            .await?;
+        Ok(())
+    }
+
     /// Takes a node out of the cluster for ever.
     pub async fn forget(&self, node_id: u64) -> Result<()> {
         let mut admin = self.admin()?;
@@ -122,6 +131,15 @@ impl Cluster {
     /// Waits until a node that is being drained may stop.
     pub async fn wait_drained(&self, node_id: u64, limit: Duration) -> Result<()> {
         self.wait_drain(node_id, limit, |drain| drain.done).await
+    }
+
+    /// Waits until a drain has moved this many replicas of a node, or more.
+    pub async fn wait_moved(&self, node_id: u64, moved: u32, limit: Duration) -> Result<()> {
+        let before = self.drain(node_id).await?.replicas_left;
+        self.wait_drain(node_id, limit, |drain| {
+            drain.replicas_left + moved <= before
+        })
+        .await
     }
 
     /// Waits until the cluster has noticed that a node is away: no other may stop then.
@@ -150,6 +168,13 @@ impl Cluster {
             }
             sleep(POLL_INTERVAL).await;
         }
+    }
+
+    /// Whether no replica is on its way.
+    pub async fn no_moves(&self) -> Result<bool> {
+        let mut admin = self.admin()?;
+        let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
+        Ok(moves.await?.into_inner().moves.is_empty())
     }
 
     /// Waits until no replica is on its way, and a node has this many of them, on the map and
@@ -183,6 +208,15 @@ impl Cluster {
             }
             sleep(POLL_INTERVAL).await;
         }
+    }
+
+    /// Streams of clients on a node.
+    pub async fn sessions(&self, node_id: u64) -> Result<u32> {
+        let mut admin = self.admin()?;
+        let nodes = admin.list_nodes(rpc::within(ListNodesRequest {}, QUESTION_LIMIT));
+        let nodes = nodes.await?.into_inner().nodes;
+        let node = nodes.iter().find(|node| node.node_id == node_id);
+        Ok(node.with_context(|| format!("node {node_id}"))?.sessions)
     }
 
     /// Waits until each shard is led by the node that is to lead it.

@@ -1,6 +1,10 @@
 //! `carillon admin`: what operators ask of a cluster.
 
+mod check;
 mod membership;
+mod policy;
+mod roll;
+mod top;
 
 use std::process::ExitCode;
 
@@ -36,11 +40,19 @@ pub enum AdminCommand {
     /// Take a node that holds nothing out of the cluster, for ever.
     Forget(membership::NodeArguments),
     /// What a new node must know to join.
-    JoinToken,
+    JoinToken(membership::JoinTokenArguments),
+    /// When nodes count as down or lost, and how much moves at once; options change it.
+    Policy(policy::PolicyArguments),
     /// Replicas on their way, and what is waited for.
     Moves,
     /// What happened to the cluster.
     Events,
+    /// Restart the nodes one after the other, without clients noticing.
+    Roll(roll::RollArguments),
+    /// Whether the cluster is as it should be, down to the replicas' bytes; fails when not.
+    Check,
+    /// What the nodes do now, again and again.
+    Top(top::TopArguments),
     /// Compare the state of a shard's replicas; fails when they differ.
     Checksum(ChecksumArguments),
     /// Flush a shard's state and purge its log.
@@ -116,9 +128,15 @@ pub async fn run(
         AdminCommand::Forget(arguments) => {
             membership::forget(&admin, arguments.node, output).await?;
         }
-        AdminCommand::JoinToken => membership::join_token(&admin, output).await?,
+        AdminCommand::JoinToken(arguments) => {
+            membership::join_token(&admin, &arguments, output).await?;
+        }
+        AdminCommand::Policy(arguments) => policy::run(&admin, &arguments, output).await?,
         AdminCommand::Moves => membership::moves(&admin, output).await?,
         AdminCommand::Events => membership::events(&admin, output).await?,
+        AdminCommand::Roll(arguments) => roll::run(&admin, &arguments, output).await?,
+        AdminCommand::Check => return check::run(&admin, output).await,
+        AdminCommand::Top(arguments) => top::run(&admin, &arguments, output).await?,
         AdminCommand::Checksum(arguments) => return checksum(&admin, &arguments, output).await,
         AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
     }

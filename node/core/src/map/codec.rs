@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    ConfigVersion, DrainPurpose, Event, JoinToken, MetaCommand, MetaReply, MetaState, Move, MoveId,
-    MoveReason, MoveStep, NodeInfo, Policy, Replica, ShardDescriptor, ShardMap, Standing,
+    ConfigVersion, DrainPurpose, DrainStart, Event, JoinToken, MetaCommand, MetaReply, MetaState,
+    Move, MoveId, MoveReason, MoveStep, NodeInfo, Policy, PolicyChange, Replica, ShardDescriptor,
+    ShardMap, Standing,
 };
 use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange, TimestampMs};
@@ -206,6 +207,7 @@ impl Policy {
             moves_max,
             moves_per_node_max,
             lost_nodes_max,
+            snapshot_kib_per_s_max,
             balance,
         } = *self;
         for number in [
@@ -214,6 +216,7 @@ impl Policy {
             moves_max,
             moves_per_node_max,
             lost_nodes_max,
+            snapshot_kib_per_s_max,
         ] {
             put_varint(out, u64::from(number));
         }
@@ -227,7 +230,50 @@ impl Policy {
             moves_max: reader.varint32()?,
             moves_per_node_max: reader.varint32()?,
             lost_nodes_max: reader.varint32()?,
+            snapshot_kib_per_s_max: reader.varint32()?,
             balance: reader.flag()?,
+        })
+    }
+}
+
+impl PolicyChange {
+    fn write(&self, out: &mut BytesMut) {
+        let PolicyChange {
+            down_after_s,
+            failure_replacement_after_s,
+            moves_max,
+            moves_per_node_max,
+            lost_nodes_max,
+            snapshot_kib_per_s_max,
+            balance,
+        } = *self;
+        for number in [
+            down_after_s,
+            failure_replacement_after_s,
+            moves_max,
+            moves_per_node_max,
+            lost_nodes_max,
+            snapshot_kib_per_s_max,
+        ] {
+            write_option(out, number.as_ref(), |number, out| {
+                put_varint(out, u64::from(*number));
+            });
+        }
+        write_option(out, balance.as_ref(), |balance, out| {
+            out.put_u8(u8::from(*balance));
+        });
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        let mut number = || read_option(reader, |reader| reader.varint32());
+        Ok(PolicyChange {
+            down_after_s: number()?,
+            failure_replacement_after_s: number()?,
+            moves_max: number()?,
+            moves_per_node_max: number()?,
+            lost_nodes_max: number()?,
+            snapshot_kib_per_s_max: number()?,
+            balance: read_option(reader, |reader| reader.flag())?,
         })
     }
 }
@@ -340,6 +386,7 @@ impl MetaState {
             policy,
             map,
             standings,
+            drains,
             moves,
             events,
         } = self;
@@ -357,6 +404,12 @@ impl MetaState {
         for (node_id, standing) in standings {
             put_varint(out, node_id.0);
             standing.write(out);
+        }
+        put_varint(out, drains.len() as u64);
+        for (node_id, start) in drains {
+            put_varint(out, node_id.0);
+            put_signed(out, start.at.0);
+            put_varint(out, u64::from(start.replicas));
         }
         put_varint(out, moves.len() as u64);
         for running in moves.values() {
@@ -382,6 +435,16 @@ impl MetaState {
             map: ShardMap::read(reader)?,
             standings: read_list(reader, |reader| {
                 Ok((read_node_id(reader)?, Standing::read(reader)?))
+            })?
+            .into_iter()
+            .collect(),
+            drains: read_list(reader, |reader| {
+                let node_id = read_node_id(reader)?;
+                let start = DrainStart {
+                    at: TimestampMs(reader.signed()?),
+                    replicas: reader.varint32()?,
+                };
+                Ok((node_id, start))
             })?
             .into_iter()
             .collect(),

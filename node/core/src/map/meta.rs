@@ -1,7 +1,7 @@
 //! The meta group's state machine: what it keeps, what changes it, and what it answers.
 //!
 //! Invariants: a cluster is created once; `epoch` grows with every change of the map, of a
-//! standing, and with every start and end of a move; a refused command changes nothing.
+//! standing, of what operators set, and with every start and end of a move; a refused command changes nothing.
 //! Those of the parts are with them, in `registry` and `moves`.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,9 +9,11 @@ use std::collections::{BTreeMap, VecDeque};
 use super::events::{self, Event, EventKind};
 use super::first::checked_map;
 use super::moves::{self, Asked, ConfigVersion, Move, MoveId, MoveReason};
-use super::policy::Policy;
+use super::policy::{Policy, PolicyChange};
 use super::refusal::MetaRefusal;
-use super::registry::{self, JOIN_TOKEN_BYTES_MAX, JoinToken, Standing, check_node, check_text};
+use super::registry::{
+    self, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, Standing, check_node, check_text,
+};
 use super::{NODE_TEXT_BYTES_MAX, NodeInfo, ShardDescriptor, ShardMap};
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 
@@ -41,6 +43,8 @@ pub struct MetaState {
     pub map: ShardMap,
     /// What each node of the map may be used for.
     pub standings: BTreeMap<NodeId, Standing>,
+    /// Where the drains that last began.
+    pub drains: BTreeMap<NodeId, DrainStart>,
     /// What is on its way, by shard.
     pub moves: BTreeMap<ShardId, Move>,
     /// What happened, oldest first; at most [`EVENTS_MAX`](super::EVENTS_MAX).
@@ -117,8 +121,8 @@ pub enum MetaCommand {
     },
     /// Sets what the steering may do.
     SetPolicy {
-        /// All of it.
-        policy: Policy,
+        /// What is changed of it.
+        change: PolicyChange,
         /// The proposer's clock.
         at: TimestampMs,
     },
@@ -281,7 +285,7 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
         MetaCommand::UpdateNode { node } => registry::update(state, node),
         MetaCommand::JoinNode { node, token, at } => registry::join(state, node, &token, at),
         MetaCommand::RotateJoinToken { token, at } => rotate(state, token, at),
-        MetaCommand::SetPolicy { policy, at } => set_policy(state, policy, at),
+        MetaCommand::SetPolicy { change, at } => set_policy(state, &change, at),
         MetaCommand::SetStanding {
             node_id,
             standing,
@@ -369,6 +373,7 @@ fn create(
         next_move_id: MoveId(1),
         policy: Policy::default(),
         standings: active.collect(),
+        drains: BTreeMap::new(),
         map,
         moves: BTreeMap::new(),
         events: VecDeque::new(),
@@ -385,15 +390,17 @@ fn rotate(
     if changed {
         state.join_token = token;
         state.record(at, EventKind::JoinTokenRotated);
+        state.next_epoch();
     }
     Ok(state.updated(changed))
 }
 
 fn set_policy(
     state: &mut MetaState,
-    policy: Policy,
+    change: &PolicyChange,
     at: TimestampMs,
 ) -> Result<MetaReply, MetaRefusal> {
+    let policy = change.applied_to(&state.policy);
     policy.validate()?;
     let changed = state.policy != policy;
     if changed {

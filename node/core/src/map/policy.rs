@@ -24,6 +24,9 @@ pub struct Policy {
     /// Nodes that are given up and not yet replaced, at once; 0 gives up none without being
     /// told to. Default 1.
     pub lost_nodes_max: u32,
+    /// KiB per second of snapshots that a node sends to others, all together. What follows
+    /// from the log comes on top. Default 65,536 (64 MiB/s); from 64 to 16,777,216.
+    pub snapshot_kib_per_s_max: u32,
     /// Moves replicas from full nodes to empty ones. Default true.
     pub balance: bool,
 }
@@ -36,7 +39,60 @@ impl Default for Policy {
             moves_max: 4,
             moves_per_node_max: 2,
             lost_nodes_max: 1,
+            snapshot_kib_per_s_max: 64 << 10,
             balance: true,
+        }
+    }
+}
+
+/// What is changed of a policy; what is none stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// As in [`Policy`].
+    pub down_after_s: Option<u32>,
+    /// As in [`Policy`].
+    pub failure_replacement_after_s: Option<u32>,
+    /// As in [`Policy`].
+    pub moves_max: Option<u32>,
+    /// As in [`Policy`].
+    pub moves_per_node_max: Option<u32>,
+    /// As in [`Policy`].
+    pub lost_nodes_max: Option<u32>,
+    /// As in [`Policy`].
+    pub snapshot_kib_per_s_max: Option<u32>,
+    /// As in [`Policy`].
+    pub balance: Option<bool>,
+}
+
+impl PolicyChange {
+    /// The policy with the change.
+    pub fn applied_to(&self, policy: &Policy) -> Policy {
+        Policy {
+            down_after_s: self.down_after_s.unwrap_or(policy.down_after_s),
+            failure_replacement_after_s: self
+                .failure_replacement_after_s
+                .unwrap_or(policy.failure_replacement_after_s),
+            moves_max: self.moves_max.unwrap_or(policy.moves_max),
+            moves_per_node_max: self.moves_per_node_max.unwrap_or(policy.moves_per_node_max),
+            lost_nodes_max: self.lost_nodes_max.unwrap_or(policy.lost_nodes_max),
+            snapshot_kib_per_s_max: self
+                .snapshot_kib_per_s_max
+                .unwrap_or(policy.snapshot_kib_per_s_max),
+            balance: self.balance.unwrap_or(policy.balance),
+        }
+    }
+}
+
+impl From<Policy> for PolicyChange {
+    fn from(policy: Policy) -> Self {
+        PolicyChange {
+            down_after_s: Some(policy.down_after_s),
+            failure_replacement_after_s: Some(policy.failure_replacement_after_s),
+            moves_max: Some(policy.moves_max),
+            moves_per_node_max: Some(policy.moves_per_node_max),
+            lost_nodes_max: Some(policy.lost_nodes_max),
+            snapshot_kib_per_s_max: Some(policy.snapshot_kib_per_s_max),
+            balance: Some(policy.balance),
         }
     }
 }
@@ -54,6 +110,8 @@ pub enum PolicyLimit {
     MovesPerNode = 4,
     /// [`Policy::lost_nodes_max`].
     LostNodes = 5,
+    /// [`Policy::snapshot_kib_per_s_max`].
+    SnapshotRate = 6,
 }
 
 impl fmt::Display for PolicyLimit {
@@ -64,6 +122,7 @@ impl fmt::Display for PolicyLimit {
             PolicyLimit::Moves => "moves_max",
             PolicyLimit::MovesPerNode => "moves_per_node_max",
             PolicyLimit::LostNodes => "lost_nodes_max",
+            PolicyLimit::SnapshotRate => "snapshot_kib_per_s_max",
         })
     }
 }
@@ -85,6 +144,8 @@ pub struct PolicyError {
 const DOWN_AFTER_S_MAX: u32 = 3_600;
 const FAILURE_REPLACEMENT_AFTER_S_MAX: u32 = 7 * 24 * 3_600;
 const MOVES_MAX: u32 = 64;
+const SNAPSHOT_KIB_PER_S_MIN: u32 = 64;
+const SNAPSHOT_KIB_PER_S_MAX: u32 = 16 << 20;
 
 impl Policy {
     /// Checks the numbers.
@@ -128,7 +189,18 @@ impl Policy {
             self.lost_nodes_max,
             0,
             NODES_MAX as u32,
+        )?;
+        check(
+            PolicyLimit::SnapshotRate,
+            self.snapshot_kib_per_s_max,
+            SNAPSHOT_KIB_PER_S_MIN,
+            SNAPSHOT_KIB_PER_S_MAX,
         )
+    }
+
+    /// [`snapshot_kib_per_s_max`](Self::snapshot_kib_per_s_max) in bytes.
+    pub fn snapshot_bytes_per_s_max(&self) -> u64 {
+        u64::from(self.snapshot_kib_per_s_max) << 10
     }
 
     /// [`down_after_s`](Self::down_after_s) in milliseconds.

@@ -2,8 +2,8 @@
 //!
 //! Owner of the state: [`MetaState`]. A node says what it is ([`NodeInfo`], by joining and
 //! updating itself); operators and the steering say what it may be used for ([`Standing`]);
-//! neither changes the other's. Invariants: every registered node has one standing; a number
-//! and an identity belong together for ever; numbers grow and are never given again.
+//! neither changes the other's. Invariants: every registered node has one standing, and a
+//! [`DrainStart`] while that is a drain; a number and an identity belong together for ever; numbers grow and are never given again.
 
 use std::fmt;
 
@@ -53,6 +53,15 @@ pub enum DrainPurpose {
     Restart,
     /// It loses everything: it may stop for ever.
     Removal,
+}
+
+/// Where a drain began; kept while it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainStart {
+    /// When, by the clock of who proposed it.
+    pub at: TimestampMs,
+    /// Replicas that the node had then.
+    pub replicas: u32,
 }
 
 impl Standing {
@@ -123,6 +132,15 @@ impl MetaState {
         successor.map(|other| other.node_id)
     }
 
+    /// The node is lost, and another one is at its address: whoever calls there meets that one.
+    pub fn is_superseded(&self, node_id: NodeId) -> bool {
+        self.standing(node_id) == Some(Standing::Lost)
+            && self
+                .map
+                .node(node_id)
+                .is_some_and(|node| self.successor_of(node).is_some())
+    }
+
     /// Lost nodes that the map still has replicas on.
     pub fn lost_nodes_with_replicas(&self) -> usize {
         let lost = self.standings.iter();
@@ -133,6 +151,15 @@ impl MetaState {
 
     fn put_standing(&mut self, node_id: NodeId, to: Standing, forced: bool, at: TimestampMs) {
         let from = self.standings.insert(node_id, to).unwrap_or_default();
+        match to {
+            Standing::Draining { .. } => {
+                let replicas = self.replicas_on(node_id) as u32;
+                self.drains.insert(node_id, DrainStart { at, replicas });
+            }
+            _ => {
+                self.drains.remove(&node_id);
+            }
+        }
         self.record(
             at,
             EventKind::StandingChanged {
@@ -289,7 +316,7 @@ pub(super) fn forget(
     at: TimestampMs,
 ) -> Result<MetaReply, MetaRefusal> {
     let Some(standing) = state.standing(node_id) else {
-        if node_id < state.next_node_id {
+        if node_id != NodeId(0) && node_id < state.next_node_id {
             return Ok(state.updated(false));
         }
         return Err(MetaRefusal::UnknownNode { node_id });
@@ -310,6 +337,7 @@ pub(super) fn forget(
     }
     state.map.nodes.retain(|node| node.node_id != node_id);
     state.standings.remove(&node_id);
+    state.drains.remove(&node_id);
     state.record(at, EventKind::NodeForgotten { node_id });
     state.next_epoch();
     Ok(state.updated(true))

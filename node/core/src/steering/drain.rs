@@ -2,6 +2,7 @@
 //! stops nodes; keeps no state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use thiserror::Error;
 
@@ -19,11 +20,47 @@ pub struct DrainStatus {
     pub leaders_left: u32,
     /// What its replicas take up.
     pub bytes_left: u64,
-    /// It may stop: for a restart once it leads nothing, for ever once it holds nothing. False
-    /// for a node that is not being emptied.
+    /// Streams of clients on it.
+    pub sessions_left: u32,
+    /// How much of it is done, of 100: of the replicas that it had when it began, for ever; for
+    /// a restart 100 once it is done.
+    pub percent: u32,
+    /// Where it is.
+    pub step: DrainStep,
+    /// It may stop: for a restart once it leads nothing and its clients have left, for ever once
+    /// it also holds nothing. False for a node that is not being emptied.
     pub done: bool,
     /// What the rest waits for.
     pub waits: Vec<String>,
+}
+
+/// Where the emptying of a node is. Clients, leaders and replicas leave at the same time; it
+/// names the first that is not done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DrainStep {
+    /// It is not emptied.
+    #[default]
+    NotDraining,
+    /// What it leads is handed over.
+    HandingOver,
+    /// Clients are told to connect elsewhere.
+    ClientsLeave,
+    /// Replicas move to other nodes.
+    MovingReplicas,
+    /// It may stop.
+    Done,
+}
+
+impl fmt::Display for DrainStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DrainStep::NotDraining => "not draining",
+            DrainStep::HandingOver => "handing leaders over",
+            DrainStep::ClientsLeave => "clients leave",
+            DrainStep::MovingReplicas => "moving replicas",
+            DrainStep::Done => "done",
+        })
+    }
 }
 
 /// How far the emptying of `node` is.
@@ -52,18 +89,41 @@ pub fn drain_status(state: &MetaState, seen: &Seen, node: NodeId) -> DrainStatus
     if seen.meta.leader == node {
         status.leaders_left += 1;
     }
-    let is_up = seen.is_up(node);
+    // Clients of a silent node have lost it already, and what it led has a new leader, or waits
+    // for one anyway.
+    let known = seen.nodes.get(&node);
+    let is_up = known.is_some_and(|known| known.up);
+    if is_up {
+        status.sessions_left = known.map_or(0, |known| known.sessions);
+    }
+    let has_left = status.sessions_left == 0;
     status.done = match state.standing(node) {
         Some(Standing::DRAINING_FOR_REMOVAL) => {
-            status.replicas_left == 0
+            has_left
+                && status.replicas_left == 0
                 && (status.leaders_left == 0 || !is_up)
                 && !seen.meta.voters.contains(&node)
         }
         Some(Standing::Lost) => status.replicas_left == 0,
-        // What it led has a new leader already when it is silent, or waits for one anyway.
-        Some(Standing::DRAINING_FOR_RESTART) => status.leaders_left == 0,
+        Some(Standing::DRAINING_FOR_RESTART) => has_left && status.leaders_left == 0,
         None => true,
         Some(_) => false,
+    };
+    let start = state.drains.get(&node);
+    status.step = match (start, state.standing(node)) {
+        _ if status.done => DrainStep::Done,
+        (None, standing) if standing != Some(Standing::Lost) => DrainStep::NotDraining,
+        (Some(_), _) if is_up && status.leaders_left > 0 => DrainStep::HandingOver,
+        (Some(_), _) if !has_left => DrainStep::ClientsLeave,
+        _ => DrainStep::MovingReplicas,
+    };
+    status.percent = match (state.standing(node), start) {
+        _ if status.done => 100,
+        (Some(Standing::DRAINING_FOR_REMOVAL), Some(start)) => {
+            let gone = start.replicas.saturating_sub(status.replicas_left);
+            gone * 100 / start.replicas.max(1)
+        }
+        _ => 0,
     };
     if !status.done {
         let about = |wait: &super::Wait| {

@@ -28,6 +28,8 @@ pub struct NodeSeen {
     pub silent_ms: u64,
     /// It said that it is about to stop.
     pub is_stopping: bool,
+    /// Streams of clients on it; 0 when it is not up.
+    pub sessions: u32,
 }
 
 /// What the leader of a shard says of its group.

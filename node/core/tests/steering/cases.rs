@@ -121,6 +121,7 @@ fn silence(seen: &mut Seen, state: &MetaState, id: u64, seconds: u64) {
         up: false,
         silent_ms: seconds * 1_000,
         is_stopping: false,
+        sessions: 0,
     };
     seen.nodes.insert(node, silent);
     seen.meta.followers.insert(node, FollowerSeen::default());

@@ -67,7 +67,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         2 => prop::collection::vec((shard_id(), node_id()), 0..3)
             .prop_map(|leaders| MetaCommand::SetPreferredLeaders { leaders }),
         1 => (0u32..3, 0u32..3).prop_map(move |(moves_max, moves_per_node_max)| MetaCommand::SetPolicy {
-            policy: Policy { moves_max, moves_per_node_max, ..Policy::default() },
+            change: Policy { moves_max, moves_per_node_max, ..Policy::default() }.into(),
             at,
         }),
         9 => (

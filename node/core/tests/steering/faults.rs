@@ -2,7 +2,9 @@
 //! operators that drain, cordon, undo, forget, add and move. Never more disks are lost than a
 //! group survives: that would be a loss whatever the steering does.
 
-use carillon_core::map::{META_SHARD, MetaCommand, MoveReason, MoveStep, Policy, Standing};
+use carillon_core::map::{
+    META_SHARD, MetaCommand, MoveReason, MoveStep, Policy, PolicyChange, Standing,
+};
 use carillon_core::{NodeId, ShardId};
 
 use crate::group::{Config, ReplicaKey};
@@ -171,9 +173,9 @@ impl World {
                 leaders: vec![(shard_id, node_id)],
             },
             _ => MetaCommand::SetPolicy {
-                policy: Policy {
-                    balance: self.rng.chance(70),
-                    ..self.state.policy
+                change: PolicyChange {
+                    balance: Some(self.rng.chance(70)),
+                    ..PolicyChange::default()
                 },
                 at,
             },
@@ -200,7 +202,10 @@ impl World {
             moves_max: 3,
             ..self.state.policy
         };
-        self.apply(MetaCommand::SetPolicy { policy, at });
+        self.apply(MetaCommand::SetPolicy {
+            change: policy.into(),
+            at,
+        });
         for (node_id, standing) in self.state.standings.clone() {
             let gone = self.host(node_id).is_none_or(|host| host.gone);
             let to = match standing {

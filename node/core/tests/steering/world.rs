@@ -154,9 +154,16 @@ impl World {
             moves_per_node_max: 1,
             lost_nodes_max: rng.below(3) as u32,
             balance: true,
+            ..Policy::default()
         };
         let at = TimestampMs(0);
-        apply_meta(&mut state, MetaCommand::SetPolicy { policy, at });
+        apply_meta(
+            &mut state,
+            MetaCommand::SetPolicy {
+                change: policy.into(),
+                at,
+            },
+        );
         let state = Rc::new(state);
         for host in &mut hosts {
             host.view = state.clone();
@@ -527,6 +534,7 @@ impl World {
                 up,
                 silent_ms: if up { 0 } else { (self.now - heard) * 1_000 },
                 is_stopping: host.stopping,
+                sessions: 0,
             };
             seen.nodes.insert(node, node_seen);
         }

@@ -69,7 +69,7 @@ impl Failure {
         Self::new(
             Code::Unavailable,
             "DRAINING",
-            "this node is stopping; connect to another one",
+            "this node is being drained or stops; connect to another one",
         )
     }
 
@@ -143,7 +143,7 @@ impl From<InvalidId> for Failure {
                 let limit = "conversation_name_bytes_max";
                 Self::argument_limit(limit, max as u64, actual as u64).with("field", what)
             }
-            InvalidId::NameNotUtf8 => Self::invalid_argument("INVALID_NAME", message),
+            InvalidId::NameNotUtf8 => Self::invalid_argument("INVALID_REQUEST", message),
             InvalidId::TooLong { what, max, actual } => {
                 Self::invalid_argument("INVALID_ID", message)
                     .with("field", what)

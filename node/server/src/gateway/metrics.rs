@@ -115,6 +115,16 @@ impl GatewayMetrics {
         );
     }
 
+    /// Messages that were stored for streams here.
+    pub fn sends_stored(&self) -> u64 {
+        self.sends_stored.get()
+    }
+
+    /// Inbox entries that were queued to streams.
+    pub fn deliveries(&self) -> u64 {
+        self.deliveries.get()
+    }
+
     pub(super) fn resync(&self, reason: ResyncReason) {
         self.resyncs.get_or_create(&ResyncLabels { reason }).inc();
     }

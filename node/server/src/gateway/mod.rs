@@ -36,7 +36,9 @@ use bytes::Bytes;
 use carillon_core::{NodeId, ShardId, UserId};
 use parking_lot::Mutex;
 use rand::Rng;
+use rand::seq::SliceRandom as _;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::errors::Failure;
 pub use self::limits::Limits;
@@ -74,7 +76,19 @@ pub struct Gateway {
     session_counter: AtomicU64,
     /// Makes session ids differ between two runs of a node.
     run: u32,
-    draining: watch::Sender<bool>,
+    doors: watch::Sender<Doors>,
+}
+
+/// Whether streams are taken, and those that are there may stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doors {
+    Open,
+    /// Clients go elsewhere, over this time: the node is being drained.
+    SendsAway {
+        spread: Duration,
+    },
+    /// The node stops.
+    Closed,
 }
 
 impl Gateway {
@@ -100,8 +114,13 @@ impl Gateway {
             sessions: Mutex::default(),
             session_counter: AtomicU64::new(0),
             run: rand::rng().random(),
-            draining: watch::Sender::new(false),
+            doors: watch::Sender::new(Doors::Open),
         })
+    }
+
+    /// What is counted here.
+    pub fn metrics(&self) -> &GatewayMetrics {
+        &self.metrics
     }
 
     /// The service for tonic's routes.
@@ -149,7 +168,7 @@ impl Gateway {
     /// after a random time up to `spread`, and waits until all are closed, at most
     /// `max_wait`. Sends that were taken are answered first.
     pub async fn drain(&self, spread: Duration, max_wait: Duration) {
-        self.draining.send_replace(true);
+        self.doors.send_replace(Doors::Closed);
         let sessions: Vec<Arc<Session>> = self
             .sessions
             .lock()
@@ -168,8 +187,60 @@ impl Gateway {
         }
     }
 
+    /// Takes streams again, unless the node stops.
+    pub fn open(&self) {
+        self.set_doors(Doors::Open);
+    }
+
+    /// Takes no streams any more, unless the node stops anyway, and asks the clients of those
+    /// that are there to connect elsewhere, one after the other over `spread`. Ends when all
+    /// were asked. Cancel-safe.
+    pub async fn send_away(&self, spread: Duration) {
+        self.set_doors(Doors::SendsAway { spread });
+        let mut sessions: Vec<Weak<Session>> = self.sessions.lock().values().cloned().collect();
+        sessions.shuffle(&mut rand::rng());
+        let pause = spread / u32::try_from(sessions.len().max(1)).unwrap_or(u32::MAX);
+        let began = Instant::now();
+        for (number, session) in (0..).zip(sessions) {
+            tokio::time::sleep_until(began + pause * number).await;
+            if let Some(session) = session.upgrade() {
+                session.drain(0);
+            }
+        }
+    }
+
+    fn set_doors(&self, doors: Doors) {
+        self.doors.send_if_modified(|now| {
+            let changes = *now != Doors::Closed && *now != doors;
+            if changes {
+                *now = doors;
+            }
+            changes
+        });
+    }
+
     fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+        *self.doors.borrow() != Doors::Open
+    }
+
+    /// Waits until it is the turn of one who listens to go: at once when the node stops, at a
+    /// moment of its own when it is drained.
+    async fn turn_to_go(&self) {
+        let mut doors = self.doors.subscribe();
+        loop {
+            let now = doors
+                .wait_for(|doors| *doors != Doors::Open)
+                .await
+                .map(|now| *now);
+            let Ok(Doors::SendsAway { spread }) = now else {
+                return;
+            };
+            let moment = rand::rng().random_range(Duration::ZERO..=spread);
+            tokio::select! {
+                () = tokio::time::sleep(moment) => return,
+                _ = doors.changed() => {}
+            }
+        }
     }
 
     /// Takes a place for a stream or a waiting call.

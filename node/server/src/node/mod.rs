@@ -10,6 +10,7 @@ mod local;
 mod preferred;
 mod replicas;
 mod serve;
+mod standing;
 mod status;
 mod steering;
 
@@ -25,7 +26,7 @@ use carillon_log::LogEngine;
 use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord};
 use carillon_store::{Store, StoreOptions};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
@@ -37,6 +38,7 @@ use crate::join::join;
 use crate::metrics::{ConnectionMetrics, MetricsPage, NodeMetrics, registry};
 use crate::peer::Peers;
 use crate::peer::calls::PeerCalls;
+use crate::peer::outgoing::Outgoing;
 use crate::peer::snapshot::prepare_directory;
 use crate::router::Router;
 use crate::shard::beat::Beat;
@@ -63,6 +65,7 @@ pub struct Node {
     calls: PeerCalls,
     flusher: Arc<Flusher>,
     snapshots: PathBuf,
+    outgoing: Arc<Outgoing>,
     connection_metrics: Arc<ConnectionMetrics>,
     page: MetricsPage,
     started: Instant,
@@ -72,6 +75,19 @@ pub struct Node {
     /// What the steering waits for.
     waits: Mutex<Vec<Wait>>,
     ready: watch::Sender<bool>,
+    /// Made at random when this process started.
+    run: u64,
+    /// Somebody wants this process to begin anew.
+    restart: Notify,
+}
+
+/// How a node came to its end, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// An operator wants it to be started again.
+    Restarts,
 }
 
 impl GroupRegistry for Cluster {
@@ -93,7 +109,7 @@ pub fn die(reason: &dyn std::fmt::Display) -> ! {
 }
 
 /// Runs a node until it is told to stop. `stop` resolves when it is.
-pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<Ended> {
     let mut stop = std::pin::pin!(stop);
     // Bound first, so that a port in use is an error before anything else happens.
     let client_listener = crate::http::bind("clients", config.listen.client).await?;
@@ -103,7 +119,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     if let Some(cluster) = config.join.clone() {
         let joined = tokio::select! {
             joined = join(&store, &config, &cluster) => joined?,
-            () = &mut stop => return Ok(()),
+            () = &mut stop => return Ok(Ended::Stopped),
         };
         config.node_id = joined.0;
     }
@@ -122,7 +138,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     tokio::spawn(crate::http::serve(http_listener, node.clone()));
     tokio::select! {
         settled = node.identity.settle(&node.config) => settled?,
-        () = &mut stop => return Ok(()),
+        () = &mut stop => return Ok(Ended::Stopped),
     }
     node.start_meta().await?;
     tokio::spawn(peers.clone().follow_nodes());
@@ -130,13 +146,18 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     tokio::spawn(node.clone().follow_map());
     tokio::spawn(node.clone().give_leads_back());
     tokio::spawn(node.clone().steer());
+    tokio::spawn(node.clone().follow_standing());
     let serving = tokio::spawn(serve_clients(node.clone(), client_listener));
-    tokio::select! {
-        served = serving => served.context("the clients' server ended")??,
-        () = &mut stop => {}
-    }
+    let ended = tokio::select! {
+        served = serving => {
+            served.context("the clients' server ended")??;
+            Ended::Stopped
+        }
+        () = &mut stop => Ended::Stopped,
+        () = node.restart.notified() => Ended::Restarts,
+    };
     node.leave().await;
-    Ok(())
+    Ok(ended)
 }
 
 impl Node {
@@ -182,6 +203,7 @@ impl Node {
             local,
             links: Links::new(LINK_BUFFER_BYTES_DEFAULT),
             snapshots,
+            outgoing: Arc::default(),
             connection_metrics,
             page: MetricsPage::new(metrics),
             started: Instant::now(),
@@ -189,6 +211,8 @@ impl Node {
             sight: tokio::sync::Mutex::default(),
             waits: Mutex::default(),
             ready: watch::Sender::new(false),
+            run: rand::random(),
+            restart: Notify::new(),
             config,
         }))
     }
@@ -196,6 +220,15 @@ impl Node {
     /// Counts what is refused at its ports.
     pub fn connection_metrics(&self) -> &ConnectionMetrics {
         &self.connection_metrics
+    }
+
+    /// Lets this process stop in order, to be started again; false when another was meant.
+    pub fn ask_to_restart(&self, run: u64) -> bool {
+        let meant = run == self.run;
+        if meant {
+            self.restart.notify_one();
+        }
+        meant
     }
 
     /// The cluster as this node knows it.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
@@ -24,9 +24,8 @@ use crate::identity::random_id;
 use crate::meta::MetaMachine;
 use crate::peer::group::member_of;
 use crate::peer::snapshot::Sender;
-use crate::shard::Replica;
-use crate::shard::checksums::Checksums;
 use crate::shard::machine::{MachineEnded, ShardMachine};
+use crate::shard::{Replica, Shared};
 
 /// Voters of the meta group: as many as there are nodes, at most five, and odd from three.
 const META_VOTERS_MAX: usize = 5;
@@ -48,7 +47,7 @@ impl Node {
         let machine = MetaMachine::new(self.flusher.clone(), state, self.cluster().clone())?;
         let me = meta_member(self.config.node());
         let group = self.start_group(META_SHARD, me, Box::new(machine)).await?;
-        self.start_replica(group.clone(), reader, Arc::default(), Arc::default(), None);
+        self.start_replica(group.clone(), reader, Shared::default(), None);
         if !self.identity.founders().is_empty() {
             group.initialize(&self.meta_voters()).await?;
         }
@@ -178,19 +177,15 @@ impl Node {
         };
         let state = self.store.shard(shard, local.slots)?;
         let reader = state.reader();
-        let (leading, checksums) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(Checksums::default()),
-        );
+        let shared = Shared::default();
         let (machine, ended) = ShardMachine::new(
             self.flusher.clone(),
             state,
-            leading.clone(),
+            shared.clone(),
             self.services.fanout.clone(),
-            checksums.clone(),
         );
         let group = self.start_group(shard, me, Box::new(machine)).await?;
-        self.start_replica(group.clone(), reader, leading, checksums, Some(ended));
+        self.start_replica(group.clone(), reader, shared, Some(ended));
         if let Some(descriptor) = meta.map.shard(shard)
             && let Some(voters) = founding_voters(meta, descriptor)
         {
@@ -267,6 +262,7 @@ impl Node {
             cluster: self.cluster().clone(),
             identity: self.identity.clone(),
             directory: self.snapshots.clone(),
+            outgoing: self.outgoing.clone(),
         });
         let log = self.log.group(GroupId(shard.0));
         Ok(Group::start(shard, me, options, log, machine, self.links.clone(), sender).await?)
@@ -276,8 +272,7 @@ impl Node {
         self: &Arc<Self>,
         group: Group,
         reader: ShardReader,
-        leading: Arc<AtomicBool>,
-        checksums: Arc<Checksums>,
+        shared: Shared,
         machine_ended: Option<MachineEnded>,
     ) {
         let replica = Replica::new(
@@ -285,8 +280,7 @@ impl Node {
             reader,
             self.services.clone(),
             self.config.raft.clone(),
-            leading,
-            checksums,
+            shared,
             machine_ended,
         );
         self.cluster().add_replica(replica.clone());

@@ -53,16 +53,18 @@ impl Node {
     }
 
     /// Whether a shard has a leader. One that is here counts only while a majority answers
-    /// it: it keeps leading, but nothing it takes is committed.
+    /// it: it keeps leading, but nothing it takes is committed. One that is elsewhere counts
+    /// only while its node is linked: without a majority nobody takes its place.
     fn is_led(&self, shard: ShardId) -> bool {
         let Some(replica) = self.cluster().replica(shard) else {
             return false;
         };
-        if replica.leader().is_none() {
-            return false;
-        }
-        if !replica.leads() {
-            return true;
+        match replica.leader() {
+            None => return false,
+            Some(route) if route.node != self.config.node() => {
+                return self.cluster().is_up(route.node);
+            }
+            Some(_) => {}
         }
         let status = replica.group().status();
         let answering = status
@@ -161,6 +163,10 @@ impl Node {
             standing: 0,
             replicas_placed: 0,
             zone: String::new(),
+            sends_stored: self.services.gateway.metrics().sends_stored(),
+            deliveries: self.services.gateway.metrics().deliveries(),
+            entries_proposed: self.services.metrics.entries_proposed(),
+            run: self.run,
         };
         let replicas = replicas
             .iter()
@@ -170,6 +176,7 @@ impl Node {
             node: Some(node),
             replicas,
             waits: self.steering_waits(),
+            sending: self.outgoing.progress(),
         }
     }
 
@@ -197,6 +204,7 @@ impl Node {
                 applied_index: index(status.applied),
                 flushed_index: index(status.flushed),
                 purged_index: index(status.purged),
+                commands_per_s: replica.load_per_second(),
                 state_bytes: match replica.shard() {
                     META_SHARD => 0,
                     _ => self.store.approximate_bytes(replica.reader().slots()),

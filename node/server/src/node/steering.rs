@@ -11,10 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
-use carillon_core::map::{ConfigVersion, DrainPurpose, META_SHARD, MetaReply};
+use carillon_core::map::{ConfigVersion, DrainPurpose, META_SHARD, MetaCommand, MetaReply};
 use carillon_core::steering::{
-    FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, drain_danger, drain_status, plan,
+    FollowerSeen, LOAD_STEP_PER_SECOND, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step,
+    drain_danger, drain_status, plan,
 };
+use carillon_log::failpoint;
 use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, Standing};
 use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::{
@@ -37,16 +39,31 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one step may take; what it began goes on, and is seen the next time.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// A load counts as changed when it changes by this part, and by a step.
+const LOAD_CHANGE_PART: u64 = 4;
 /// A follower that answered within this counts as answering.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
-/// When each node was last heard, by this leader.
+/// When each node was last heard, and the load of each shard, by this leader.
 #[derive(Debug, Default)]
 pub struct Sight {
     heard: HashMap<NodeId, Instant>,
+    /// As it was when it last changed by much.
+    loads: HashMap<ShardId, u64>,
 }
 
 impl Sight {
+    /// What a shard's load counts as: what it was, until it is another by much. Placement
+    /// follows loads, and must not follow their noise.
+    fn load(&mut self, shard: ShardId, now: u64) -> u64 {
+        let held = self.loads.entry(shard).or_insert(now);
+        let much = LOAD_STEP_PER_SECOND.max(*held / LOAD_CHANGE_PART);
+        if held.abs_diff(now) >= much {
+            *held = now;
+        }
+        *held
+    }
+
     /// A node that this leader has never heard is silent since it was first looked for.
     fn node(&mut self, node: NodeId, now: Instant, status: Option<&StatusResponse>) -> NodeSeen {
         let heard = self.heard.entry(node).or_insert(now);
@@ -56,6 +73,7 @@ impl Sight {
                 up: false,
                 silent_ms: u64::try_from(silent_ms).unwrap_or(u64::MAX),
                 is_stopping: false,
+                sessions: 0,
             };
         };
         *heard = now;
@@ -63,6 +81,7 @@ impl Sight {
             up: true,
             silent_ms: 0,
             is_stopping: status.node.as_ref().is_some_and(|node| node.draining),
+            sessions: status.node.as_ref().map_or(0, |node| node.sessions),
         }
     }
 }
@@ -94,8 +113,12 @@ impl Node {
             *self.waits.lock() = waits;
             for step in steps {
                 let what = format!("{step:?}");
+                let (before, after) = points(&step);
+                failpoint::hit(before);
                 let done = tokio::time::timeout(STEP_TIMEOUT, self.take_step(step, &meta_group));
-                match done.await {
+                let done = done.await;
+                failpoint::hit(after);
+                match done {
                     Ok(Ok(())) => tracing::info!(step = what, "steers"),
                     Ok(Err(reason)) => tracing::info!(step = what, reason, "a step was not taken"),
                     Err(_) => tracing::warn!(step = what, "a step takes long; it is looked again"),
@@ -131,6 +154,9 @@ impl Node {
             done: status.done,
             waits: status.waits,
             dangers: dangers.iter().map(ToString::to_string).collect(),
+            sessions_left: status.sessions_left,
+            percent: status.percent,
+            step: status.step.to_string(),
         })
     }
 
@@ -154,7 +180,6 @@ impl Node {
             .iter()
             .map(|(node, status)| (*node, sight.node(*node, now, status.as_ref())))
             .collect();
-        drop(sight);
         let mut led: BTreeMap<ShardId, (u64, ShardSeen)> = BTreeMap::new();
         for (node, status) in &statuses {
             for replica in status.iter().flat_map(|status| &status.replicas) {
@@ -168,6 +193,20 @@ impl Node {
                 }
             }
         }
+        // A process that started a moment ago knows little of the load yet.
+        let replicas = statuses
+            .values()
+            .flatten()
+            .flat_map(|status| &status.replicas);
+        for (shard_id, status) in replicas.filter_map(|one| Some((one.shard_id, one.status?))) {
+            if let Some((_, seen)) = led.get_mut(&ShardId(shard_id)) {
+                seen.load_per_second = seen.load_per_second.max(status.commands_per_s);
+            }
+        }
+        for (shard, (_, seen)) in &mut led {
+            seen.load_per_second = sight.load(*shard, seen.load_per_second);
+        }
+        drop(sight);
         let shards = led.into_iter().map(|(shard, (_, seen))| (shard, seen));
         Seen {
             now: crate::shard::now(),
@@ -278,6 +317,24 @@ async fn change_meta(
     changed.map_err(|error| error.to_string())
 }
 
+/// Where a test may end this process: before and after each kind of step.
+fn points(step: &Step) -> (&'static str, &'static str) {
+    match step {
+        Step::Propose(MetaCommand::StartMove { .. }) => ("steering.start", "steering.started"),
+        Step::AddLearner { .. } => ("steering.learner", "steering.learner_added"),
+        Step::Propose(MetaCommand::SwitchMove { .. }) => ("steering.switch", "steering.switched"),
+        Step::ChangeVoters { .. } => ("steering.voters", "steering.voters_changed"),
+        Step::Propose(MetaCommand::FinishMove { .. }) => ("steering.finish", "steering.finished"),
+        Step::Propose(MetaCommand::CancelMove { .. }) => ("steering.cancel", "steering.cancelled"),
+        Step::RemoveLearner { .. } => ("steering.unlearn", "steering.learner_removed"),
+        Step::TransferLeader { .. } => ("steering.transfer", "steering.transferred"),
+        Step::Propose(_) => ("steering.propose", "steering.proposed"),
+        Step::MetaAddLearner { .. }
+        | Step::MetaRemoveLearner { .. }
+        | Step::MetaChangeVoters { .. } => ("steering.meta", "steering.meta_changed"),
+    }
+}
+
 /// What a node says of a group that it leads, and in which term.
 fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)> {
     let GroupStatus {
@@ -308,8 +365,7 @@ fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)
         changing: *changing,
         followers: followers.collect(),
         size_bytes: status.state_bytes,
-        // Not measured yet: leaders and bytes are what is balanced.
-        load_per_second: 0,
+        load_per_second: status.commands_per_s,
     };
     Some((status.term, seen))
 }
@@ -334,5 +390,24 @@ fn meta_seen(me: NodeId, meta_group: &Replica) -> MetaSeen {
         learners: nodes(&status.learners),
         changing: status.changing,
         followers: followers.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_counts_as_it_was_until_it_changes_by_much() {
+        let mut sight = Sight::default();
+        let shard = ShardId(1);
+        assert_eq!(sight.load(shard, 990), 990);
+        for noise in [1_010, 980, 1_900] {
+            assert_eq!(sight.load(shard, noise), 990);
+        }
+        assert_eq!(sight.load(shard, 20_000), 20_000);
+        assert_eq!(sight.load(shard, 15_001), 20_000);
+        assert_eq!(sight.load(shard, 15_000), 15_000);
+        assert_eq!(sight.load(shard, 0), 0);
     }
 }

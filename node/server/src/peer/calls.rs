@@ -25,6 +25,9 @@ pub enum CallError {
     /// The map does not have it.
     #[error("node {} does not exist", .0.0)]
     NoSuchNode(NodeId),
+    /// Another node has its address.
+    #[error("node {} is lost, and another one has taken its place", .0.0)]
+    Superseded(NodeId),
     /// Its address in the map is none.
     #[error("node {} has a bad address", node.0)]
     Address {
@@ -59,6 +62,9 @@ impl PeerCalls {
     pub fn client(&self, node: NodeId) -> Result<Client, CallError> {
         let meta = self.cluster.meta();
         let known = meta.map.node(node).ok_or(CallError::NoSuchNode(node))?;
+        if meta.is_superseded(node) {
+            return Err(CallError::Superseded(node));
+        }
         let mut clients = self.clients.lock();
         if let Some((address, client)) = clients.get(&node)
             && *address == known.peer_address

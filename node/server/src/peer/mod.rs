@@ -7,6 +7,7 @@
 pub mod calls;
 pub mod frames;
 pub mod group;
+pub mod outgoing;
 mod receive;
 pub mod service;
 pub mod snapshot;
@@ -102,13 +103,19 @@ impl Peers {
                     .keys()
                     .for_each(|peer| self.add(*peer));
             }
+            // A node without a disk that came back at its old address is another one now: the
+            // old number leads nowhere.
+            let is_reached =
+                |peer: NodeId| meta.map.node(peer).is_some() && !meta.is_superseded(peer);
             for node in &meta.map.nodes {
-                self.add(node.node_id);
+                if is_reached(node.node_id) {
+                    self.add(node.node_id);
+                }
             }
             if !meta.map.nodes.is_empty() {
                 let peers = self.cluster.linked_peers().into_iter();
                 peers
-                    .filter(|peer| meta.map.node(*peer).is_none())
+                    .filter(|peer| !is_reached(*peer))
                     .for_each(|peer| self.part(peer));
             }
             if changes.changed().await.is_err() {

@@ -14,8 +14,8 @@ use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     ChangeMembersRequest, ChangeMembersResponse, ChecksumRequest, ChecksumResponse, FlushRequest,
     FlushResponse, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse, JoinRequest,
-    JoinResponse, KnownNode, Packet, SnapshotChunk, StartChecksumResponse, StatusRequest,
-    StatusResponse, TransferRequest, TransferResponse,
+    JoinResponse, KnownNode, Packet, RestartRequest, RestartResponse, SnapshotChunk,
+    StartChecksumResponse, StatusRequest, StatusResponse, TransferRequest, TransferResponse,
 };
 use carillon_raft::MemberChange;
 use futures_util::{Stream, StreamExt};
@@ -187,6 +187,16 @@ impl Peer for PeerService {
             .await
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(TransferResponse {}))
+    }
+
+    async fn restart(
+        &self,
+        request: Request<RestartRequest>,
+    ) -> Result<Response<RestartResponse>, Status> {
+        let (from, RestartRequest { run }) = self.admitted(request)?;
+        let meant = self.node.ask_to_restart(run);
+        tracing::info!(from = from.0, meant, "is asked to restart");
+        Ok(Response::new(RestartResponse {}))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {

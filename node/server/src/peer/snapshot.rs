@@ -1,15 +1,15 @@
 //! Snapshots of shards on their way to other nodes: the SST files of a consistent view,
-//! streamed in chunks with their checksums. The other end is in `receive`.
+//! streamed in chunks with their checksums, as fast as the cluster's policy lets them. The
+//! other end is in `receive`.
 //!
 //! Owner of the state: the directory `snapshots/` of the data directory, emptied at start.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::ids::ShardId;
 use carillon_core::map::MetaState;
 use carillon_core::records::{Record as _, ShardClock};
 use carillon_proto::internal::snapshot_chunk::Part;
@@ -17,17 +17,17 @@ use carillon_proto::internal::{SnapshotChunk, SnapshotFile as FileHead, Snapshot
 use carillon_raft::{OutgoingSnapshot, SnapshotSender};
 use carillon_store::{ShardSnapshot, SnapshotFile};
 use futures_util::future::BoxFuture;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::cluster::Cluster;
 use crate::identity::Identity;
+use crate::peer::outgoing::{Outgoing, Sending, chunk_bytes};
 use crate::peer::{endpoint, peer_client};
 
 /// A file of a snapshot is ended when it has this many bytes.
 pub(super) const FILE_BYTES_TARGET: u64 = 64 << 20;
-/// Bytes of one chunk.
-const CHUNK_BYTES: usize = 1 << 20;
 /// Chunks read ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -95,6 +95,8 @@ pub struct Sender {
     pub identity: Arc<Identity>,
     /// Where files are written before they are sent.
     pub directory: PathBuf,
+    /// All that this node sends.
+    pub outgoing: Arc<Outgoing>,
 }
 
 impl SnapshotSender for Sender {
@@ -102,12 +104,16 @@ impl SnapshotSender for Sender {
         let address = self
             .identity
             .peer_address(snapshot.to.node, &self.cluster.meta());
-        let (identity, parent) = (self.identity.clone(), self.directory.clone());
-        let me = self.cluster.me();
+        let sender = Sender {
+            cluster: self.cluster.clone(),
+            identity: self.identity.clone(),
+            directory: self.directory.clone(),
+            outgoing: self.outgoing.clone(),
+        };
         Box::pin(async move {
             let address =
                 address.ok_or_else(|| format!("node {} has no address", snapshot.to.node.0))?;
-            send(me, &identity, parent, address, snapshot)
+            send(&sender, address, snapshot)
                 .await
                 .map_err(|error| format!("{error:#}"))
         })
@@ -115,9 +121,7 @@ impl SnapshotSender for Sender {
 }
 
 async fn send(
-    me: NodeId,
-    identity: &Arc<Identity>,
-    parent: PathBuf,
+    sender: &Sender,
     address: String,
     snapshot: OutgoingSnapshot,
 ) -> anyhow::Result<Bytes> {
@@ -127,13 +131,13 @@ async fn send(
         .downcast::<Content>()
         .map_err(|_| anyhow::anyhow!("a snapshot of an unknown kind"))?;
     tracing::info!(shard = shard.0, to = to.0, "sends a snapshot");
-    let directory = Cleanup(new_directory(&parent, shard)?);
+    let directory = Cleanup(new_directory(&sender.directory, shard)?);
     let path = directory.0.clone();
     let (files, clock) =
         tokio::task::spawn_blocking(move || write_files(&content, &path)).await??;
     let head = SnapshotHead {
         shard_id: shard.0,
-        from_node: me.0,
+        from_node: sender.cluster.me().0,
         vote: snapshot.vote,
         meta: snapshot.applied,
         files: files
@@ -147,14 +151,18 @@ async fn send(
             .collect(),
         clock,
     };
-    let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let total = files.iter().map(|file| file.size_bytes).sum();
     let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
-    let reading = tokio::task::spawn_blocking(move || read_chunks(head, &paths, &sender));
+    let sending = sender.outgoing.begin(shard, to, total);
     let channel = endpoint(&address)?.connect().await?;
-    let response = peer_client(channel, identity)
-        .install_snapshot(ReceiverStream::new(receiver))
-        .await?;
-    reading.await??;
+    let mut client = peer_client(channel, &sender.identity);
+    let reading = read_chunks(head, &paths, &sender.cluster, &sending, chunks);
+    let installing = client.install_snapshot(ReceiverStream::new(receiver));
+    // The receiver's reason first: reading ends without one when the receiver goes away.
+    let (response, read) = tokio::join!(installing, reading);
+    let response = response?;
+    read?;
     tracing::info!(shard = shard.0, to = to.0, "the snapshot is installed");
     Ok(response.into_inner().vote)
 }
@@ -172,36 +180,35 @@ fn write_files(content: &Content, directory: &Path) -> anyhow::Result<(Vec<Snaps
 }
 
 /// Ends without an error when the receiver goes away: then the call has the reason.
-fn read_chunks(
+async fn read_chunks(
     head: SnapshotHead,
     paths: &[PathBuf],
-    sender: &mpsc::Sender<SnapshotChunk>,
+    cluster: &Cluster,
+    sending: &Sending,
+    chunks: mpsc::Sender<SnapshotChunk>,
 ) -> std::io::Result<()> {
-    if sender
-        .blocking_send(SnapshotChunk {
-            part: Some(Part::Head(head)),
-        })
-        .is_err()
-    {
+    let chunk = |part| SnapshotChunk { part: Some(part) };
+    if chunks.send(chunk(Part::Head(head))).await.is_err() {
         return Ok(());
     }
     for path in paths {
-        let mut file = std::fs::File::open(path)?;
+        let mut file = tokio::fs::File::open(path).await?;
         loop {
-            let mut chunk = BytesMut::zeroed(CHUNK_BYTES);
-            let count = file.read(&mut chunk)?;
+            // Looked up for each chunk: a new policy holds at once.
+            let rate = cluster.meta().policy.snapshot_bytes_per_s_max();
+            let mut data = BytesMut::with_capacity(chunk_bytes(rate));
+            let count = file.read_buf(&mut data).await? as u64;
             if count == 0 {
                 break;
             }
-            chunk.truncate(count);
-            if sender
-                .blocking_send(SnapshotChunk {
-                    part: Some(Part::Data(chunk.freeze())),
-                })
-                .is_err()
-            {
+            tokio::select! {
+                () = sending.may_leave(count, rate) => {}
+                () = chunks.closed() => return Ok(()),
+            }
+            if chunks.send(chunk(Part::Data(data.freeze()))).await.is_err() {
                 return Ok(());
             }
+            sending.left(count);
         }
     }
     Ok(())

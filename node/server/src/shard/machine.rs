@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use carillon_core::apply::{Context, Effects, Event, apply};
@@ -17,7 +17,7 @@ use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
 use carillon_store::ShardStore;
 use tokio::sync::oneshot;
 
-use super::checksums::Checksums;
+use super::Shared;
 use crate::fanout::Fanout;
 use crate::flush::Flusher;
 use crate::peer::snapshot::{Content, ReceivedSnapshot, clock_of};
@@ -28,10 +28,8 @@ pub struct ShardMachine {
     flusher: Arc<Flusher>,
     state: ShardStore,
     clock: ShardClock,
-    /// Set while this replica leads: then what is stored is fanned out from here.
-    leading: Arc<AtomicBool>,
+    shared: Shared,
     fanout: Arc<Fanout>,
-    checksums: Arc<Checksums>,
     stored: Vec<(ConversationId, Seq, MessageRecord)>,
     /// Dropped with the machine, after the store's shard.
     _lives: oneshot::Sender<Infallible>,
@@ -45,9 +43,8 @@ impl ShardMachine {
     pub fn new(
         flusher: Arc<Flusher>,
         state: ShardStore,
-        leading: Arc<AtomicBool>,
+        shared: Shared,
         fanout: Arc<Fanout>,
-        checksums: Arc<Checksums>,
     ) -> (Self, MachineEnded) {
         let (shard, clock) = (state.id(), state.clock());
         let (lives, ended) = oneshot::channel();
@@ -56,9 +53,8 @@ impl ShardMachine {
             flusher,
             state,
             clock,
-            leading,
+            shared,
             fanout,
-            checksums,
             stored: Vec::new(),
             _lives: lives,
         };
@@ -72,7 +68,7 @@ impl Machine for ShardMachine {
     }
 
     fn apply(&mut self, entries: &[CommittedEntry], applied: Bytes) -> Vec<Vec<Effects>> {
-        let leading = self.leading.load(Ordering::Acquire);
+        let leading = self.shared.leading.load(Ordering::Acquire);
         let mut all = Vec::with_capacity(entries.len());
         let mut checksum = None;
         let mut batch = self.state.begin();
@@ -86,6 +82,7 @@ impl Machine for ShardMachine {
                 Err(error) => damaged_entry(self.shard, entry.index, &error),
             };
             let at = commands.at();
+            self.shared.load.applied(commands.remaining() as u64);
             let mut effects = Vec::with_capacity(if entry.proposed_here {
                 commands.remaining()
             } else {
@@ -128,7 +125,7 @@ impl Machine for ShardMachine {
         }
         if let Some((nonce, index)) = checksum {
             match self.state.snapshot() {
-                Ok(snapshot) => self.checksums.compute(nonce, index, snapshot),
+                Ok(snapshot) => self.shared.checksums.compute(nonce, index, snapshot),
                 Err(error) => fatal(self.shard, "snapshot for a checksum", &error),
             }
         }

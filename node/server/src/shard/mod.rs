@@ -8,6 +8,7 @@
 pub mod beat;
 pub mod checksums;
 pub mod lead;
+pub mod load;
 pub mod machine;
 pub mod probe;
 pub mod queue;
@@ -34,6 +35,7 @@ use prost::Message as _;
 use self::beat::Beat;
 use self::checksums::Checksums;
 use self::lead::Lead;
+use self::load::Load;
 use self::machine::MachineEnded;
 use self::queue::{NotTaken, Origin, Proposal, Queue};
 use self::subscribers::Subscribers;
@@ -73,6 +75,17 @@ pub struct Services {
     pub metrics: Arc<NodeMetrics>,
 }
 
+/// What a replica and its state machine share.
+#[derive(Clone, Default)]
+pub struct Shared {
+    /// Set while the replica leads: then what is stored is fanned out from here.
+    pub leading: Arc<AtomicBool>,
+    /// Checksums that were computed here.
+    pub checksums: Arc<Checksums>,
+    /// What there is to do.
+    pub load: Arc<Load>,
+}
+
 /// See the file's head.
 pub struct Replica {
     shard: ShardId,
@@ -83,10 +96,8 @@ pub struct Replica {
     queue: Mutex<Queue>,
     /// Listed with the beat.
     armed: AtomicBool,
-    /// Shared with the machine.
-    leading: Arc<AtomicBool>,
+    shared: Shared,
     subscribers: Mutex<Subscribers>,
-    checksums: Arc<Checksums>,
     /// It is being deleted.
     retired: AtomicBool,
     machine_ended: Mutex<Option<MachineEnded>>,
@@ -100,8 +111,7 @@ impl Replica {
         reader: ShardReader,
         services: Services,
         config: RaftConfig,
-        leading: Arc<AtomicBool>,
-        checksums: Arc<Checksums>,
+        shared: Shared,
         machine_ended: Option<MachineEnded>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
@@ -112,9 +122,8 @@ impl Replica {
             config,
             queue: Mutex::new(Queue::default()),
             armed: AtomicBool::new(false),
-            leading,
+            shared,
             subscribers: Mutex::new(Subscribers::default()),
-            checksums,
             retired: AtomicBool::new(false),
             machine_ended: Mutex::new(machine_ended),
             me: me.clone(),
@@ -138,7 +147,12 @@ impl Replica {
 
     /// Checksums that were computed here.
     pub fn checksums(&self) -> &Checksums {
-        &self.checksums
+        &self.shared.checksums
+    }
+
+    /// Commands that it applies per second, over about a minute.
+    pub fn load_per_second(&self) -> u64 {
+        self.shared.load.per_second()
     }
 
     /// The leader as this replica knows it.
@@ -199,7 +213,7 @@ impl Replica {
         let stale = stale.into_iter().map(|proposal| proposal.origin);
         self.reject(stale, self.leader());
         if before.ready && (!leading.ready || before.lead != leading.lead) {
-            self.leading.store(false, Ordering::Release);
+            self.shared.leading.store(false, Ordering::Release);
             self.services.fanout.on_leading(self.shard, false);
             self.subscribers.lock().clear();
         }
@@ -207,7 +221,7 @@ impl Replica {
             tracing::info!(shard = self.shard.0, term = now.term, "leads");
             // First the flag: what is applied from here on is told to the fan-out, what
             // was applied before is in the outbox that it reads now.
-            self.leading.store(true, Ordering::Release);
+            self.shared.leading.store(true, Ordering::Release);
             self.services.fanout.on_leading(self.shard, true);
             self.services.cluster.announce(self.shard, leading.lead);
         }
@@ -593,7 +607,7 @@ impl Replica {
     pub async fn retire(&self) {
         self.retired.store(true, Ordering::Release);
         self.stop();
-        self.leading.store(false, Ordering::Release);
+        self.shared.leading.store(false, Ordering::Release);
         self.services.fanout.on_leading(self.shard, false);
         self.group.shutdown().await;
         let ended = self.machine_ended.lock().take();

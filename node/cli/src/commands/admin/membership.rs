@@ -40,6 +40,13 @@ pub struct NodeArguments {
 }
 
 #[derive(Debug, Args)]
+pub struct JoinTokenArguments {
+    /// Make the old one worthless first. Nodes that have joined stay.
+    #[arg(long)]
+    rotate: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct GiveUpArguments {
     /// The node, by its id.
     pub node: u64,
@@ -52,17 +59,17 @@ pub struct GiveUpArguments {
 pub struct DrainArguments {
     /// The node, by its id.
     node: u64,
-    /// What for.
-    #[arg(long = "for", value_enum, required_unless_present = "cancel")]
+    /// What for. Without it and --cancel it is shown how far a drain is.
+    #[arg(long = "for", value_enum)]
     purpose: Option<Purpose>,
     /// Take a drain back: the node is used for everything again.
     #[arg(long, conflicts_with = "purpose")]
     cancel: bool,
     /// Whatever it breaks: shards without a majority while it is away, replicas too few.
-    #[arg(long)]
+    #[arg(long, requires = "purpose")]
     force: bool,
     /// Wait until the node is empty.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "cancel")]
     wait: bool,
     /// How long to wait; the drain goes on after it, and the exit code is 3.
     #[arg(long, requires = "wait", default_value = "1h", value_parser = parse_duration)]
@@ -77,17 +84,28 @@ pub async fn drain(
 ) -> anyhow::Result<ExitCode> {
     let node = arguments.node;
     let standing = match arguments.purpose {
-        _ if arguments.cancel => Standing::Active,
-        Some(Purpose::Restart) => Standing::DrainingForRestart,
-        Some(Purpose::Removal) | None => Standing::DrainingForRemoval,
+        _ if arguments.cancel => Some(Standing::Active),
+        Some(Purpose::Restart) => Some(Standing::DrainingForRestart),
+        Some(Purpose::Removal) => Some(Standing::DrainingForRemoval),
+        None => None,
     };
-    let set = admin.set_standing(node, standing, arguments.force).await;
-    set.with_context(|| format!("could not drain node {node}"))?;
-    if !arguments.wait || arguments.cancel {
+    if let Some(standing) = standing {
+        let set = admin.set_standing(node, standing, arguments.force).await;
+        let what = match arguments.cancel {
+            true => "take the drain back of",
+            false => "drain",
+        };
+        set.with_context(|| format!("could not {what} node {node}"))?;
+    }
+    if standing.is_none() && !arguments.wait {
+        show_drain(admin, node, output).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !arguments.wait {
         show_standing(admin, node, output).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let done = wait_drained(admin, node, standing, arguments.timeout, output).await?;
+    let done = wait_drained(admin, node, arguments.timeout, output).await?;
     show_standing(admin, node, output).await?;
     Ok(if done {
         ExitCode::SUCCESS
@@ -96,40 +114,72 @@ pub async fn drain(
     })
 }
 
+/// Shows how far a drain is.
+async fn show_drain(admin: &AdminClient, node: u64, output: Output) -> anyhow::Result<()> {
+    let drain = admin.drain_status(node, Standing::Unspecified).await;
+    let drain = drain.with_context(|| format!("could not ask how node {node} is drained"))?;
+    if output == Output::Json {
+        return Ok(output::json(&json!({
+            "node_id": node,
+            "step": drain.step,
+            "percent": drain.percent,
+            "done": drain.done,
+            "leaders_left": drain.leaders_left,
+            "sessions_left": drain.sessions_left,
+            "replicas_left": drain.replicas_left,
+            "bytes_left": drain.bytes_left,
+            "waits": drain.waits,
+        }))?);
+    }
+    output::line(&format!(
+        "node {node}: {} %, {}",
+        drain.percent,
+        left_of(&drain)
+    ))?;
+    for wait in &drain.waits {
+        output::line(&format!("waits: {wait}"))?;
+    }
+    Ok(())
+}
+
 /// Waits until a node is empty; false when it takes too long.
 async fn wait_drained(
     admin: &AdminClient,
     node: u64,
-    standing: Standing,
     limit: Duration,
     output: Output,
 ) -> anyhow::Result<bool> {
     let deadline = Instant::now() + limit;
     let bar = match output {
-        Output::Table => ProgressBar::new(0),
+        Output::Table => ProgressBar::new(100),
         Output::Json => ProgressBar::hidden(),
     };
-    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} gone  {msg}");
+    let style = ProgressStyle::with_template("{bar:32} {pos:>3} %  {msg}");
     bar.set_style(style.context("a progress bar's template")?);
     loop {
         let drain = admin.drain_status(node, Standing::Unspecified).await;
         let drain = drain.with_context(|| format!("could not ask how node {node} is drained"))?;
-        let left = match standing {
-            Standing::DrainingForRestart => drain.leaders_left,
-            _ => drain.replicas_left,
-        };
-        let all = bar.length().unwrap_or(0).max(u64::from(left));
-        bar.set_length(all);
-        bar.set_position(all - u64::from(left));
+        bar.set_position(u64::from(drain.percent));
         if drain.done || Instant::now() >= deadline {
             bar.finish_and_clear();
             return Ok(drain.done);
         }
-        let waits = drain.waits.into_iter().next().unwrap_or_default();
-        let left = present::bytes(drain.bytes_left);
-        bar.set_message(format!("{left} left  {waits}"));
+        let waits = drain.waits.iter().take(1);
+        let waits = waits.map(|wait| format!("; waits: {wait}"));
+        let waits: String = waits.collect();
+        bar.set_message(format!("{}{waits}", left_of(&drain)));
         sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Where a drain is, and what is left.
+fn left_of(drain: &proto::GetDrainResponse) -> String {
+    let (leaders, streams) = (drain.leaders_left, drain.sessions_left);
+    let (replicas, bytes) = (drain.replicas_left, present::bytes(drain.bytes_left));
+    format!(
+        "{}: {leaders} leaders, {streams} streams, {replicas} replicas ({bytes}) left",
+        drain.step
+    )
 }
 
 async fn status(admin: &AdminClient, node: u64) -> anyhow::Result<proto::NodeStatus> {
@@ -201,8 +251,15 @@ pub async fn forget(admin: &AdminClient, node: u64, output: Output) -> anyhow::R
 }
 
 /// Shows what a new node must know.
-pub async fn join_token(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
-    let token = admin.join_token().await;
+pub async fn join_token(
+    admin: &AdminClient,
+    arguments: &JoinTokenArguments,
+    output: Output,
+) -> anyhow::Result<()> {
+    let token = match arguments.rotate {
+        true => admin.rotate_join_token().await,
+        false => admin.join_token().await,
+    };
     let token = token.context("could not get the join token")?;
     match output {
         Output::Table => output::line(&token)?,
@@ -224,7 +281,10 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     if answer.moves.is_empty() {
         output::line("no replica is on its way")?;
     } else {
-        let mut table = output::table(&["move", "shard", "from", "to", "step", "why", "since"]);
+        let columns = [
+            "move", "shard", "from", "to", "step", "sent", "why", "since",
+        ];
+        let mut table = output::table(&columns);
         let node = |node: u64| match node {
             0 => "-".to_owned(),
             node => format!("node {node}"),
@@ -236,6 +296,7 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
                 node(running.from_node),
                 node(running.to_node),
                 running.step.clone(),
+                sent(running),
                 running.reason.clone(),
                 present::moment(running.started_at_ms),
             ]);
@@ -248,6 +309,28 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How much of the snapshot is sent, how fast, and how long the rest takes at that.
+fn sent(running: &proto::Move) -> String {
+    let (sent, total) = (running.snapshot_bytes_sent, running.snapshot_bytes_total);
+    if total == 0 {
+        return "-".to_owned();
+    }
+    let rate = running.snapshot_bytes_per_s;
+    let left = match rate {
+        0 => String::new(),
+        rate => format!(
+            ", {} left",
+            present::duration(total.saturating_sub(sent) / rate)
+        ),
+    };
+    let percent = sent.saturating_mul(100) / total;
+    format!(
+        "{percent} % of {}, {}/s{left}",
+        present::bytes(total),
+        present::bytes(rate)
+    )
+}
+
 fn move_json(running: &proto::Move) -> Value {
     json!({
         "move_id": running.move_id,
@@ -257,6 +340,9 @@ fn move_json(running: &proto::Move) -> Value {
         "step": running.step,
         "reason": running.reason,
         "started_at_ms": running.started_at_ms,
+        "snapshot_bytes_sent": running.snapshot_bytes_sent,
+        "snapshot_bytes_total": running.snapshot_bytes_total,
+        "snapshot_bytes_per_s": running.snapshot_bytes_per_s,
     })
 }
 

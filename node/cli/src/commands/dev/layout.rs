@@ -15,6 +15,7 @@ use crate::failure::advised;
 
 const LOCK_FILE: &str = "dev.lock";
 const SHAPE_FILE: &str = "cluster.toml";
+const CLUSTER_NAME: &str = "dev";
 const REPLICATION_FACTOR_MAX: u16 = 3;
 
 /// What a cluster is made with; fixed for the life of its data.
@@ -66,6 +67,20 @@ struct NodeConfig<'a> {
     listen: Listen,
     cluster: ClusterConfig,
     initial_peers: Vec<Peer>,
+}
+
+#[derive(Debug, Serialize)]
+struct JoiningConfig<'a> {
+    cluster_name: &'a str,
+    data_dir: &'a Path,
+    listen: Listen,
+    join: Join<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct Join<'a> {
+    peers: &'a [String],
+    token: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -211,17 +226,92 @@ fn keep_shape(layout: &Layout, dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn plan(layout: &Layout, dir: &Path) -> Vec<NodePlan> {
-    let at = |offset: u16| SocketAddr::from(([127, 0, 0, 1], layout.port_base + offset));
-    (1..=layout.nodes)
-        .map(|id| NodePlan {
-            node_id: id.into(),
-            dir: dir.join(format!("node-{id}")),
-            client: at(id),
-            peer: at(100 + id),
-            http: at(200 + id),
-        })
-        .collect()
+/// The nodes that the cluster is made with.
+pub fn plan(layout: &Layout, dir: &Path) -> Vec<NodePlan> {
+    let ids = 1..=u64::from(layout.nodes);
+    ids.map(|id| node(layout, dir, id)).collect()
+}
+
+/// The node of this number, which is at most 99.
+pub fn node(layout: &Layout, dir: &Path, number: u64) -> NodePlan {
+    let offset = u16::try_from(number).unwrap_or(u16::MAX);
+    let at = |more: u16| {
+        let port = layout.port_base.saturating_add(more).saturating_add(offset);
+        SocketAddr::from(([127, 0, 0, 1], port))
+    };
+    NodePlan {
+        node_id: number,
+        dir: dir.join(format!("node-{number}")),
+        client: at(0),
+        peer: at(100),
+        http: at(200),
+    }
+}
+
+/// What the cluster in a directory was made with.
+pub fn made(dir: &Path) -> anyhow::Result<Layout> {
+    let path = dir.join(SHAPE_FILE);
+    let text = fs::read_to_string(&path).map_err(|error| {
+        advised(
+            format!(
+                "no cluster is in {}: {}: {error}",
+                dir.display(),
+                SHAPE_FILE
+            ),
+            "start one with carillon dev, or name its directory with --data",
+        )
+    })?;
+    toml::from_str(&text).with_context(|| format!("could not understand {}", path.display()))
+}
+
+/// Makes a node's directory when it is missing, and holds it until the file is dropped; none
+/// when somebody holds it.
+pub fn try_lock(dir: &Path) -> anyhow::Result<Option<File>> {
+    fs::create_dir_all(dir).with_context(|| format!("could not create {}", dir.display()))?;
+    let path = dir.join(LOCK_FILE);
+    let file = File::create(&path).with_context(|| format!("could not open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("could not lock {}", path.display()))
+        }
+    }
+}
+
+/// Removes what a node stored. Its directory must be locked.
+pub fn remove_node(plan: &NodePlan) -> anyhow::Result<()> {
+    let doing = || format!("could not remove the old node in {}", plan.dir.display());
+    for entry in fs::read_dir(&plan.dir).with_context(doing)? {
+        let path = entry.with_context(doing)?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(&path).with_context(doing)?;
+        } else if path.file_name().is_some_and(|name| name != LOCK_FILE) {
+            fs::remove_file(&path).with_context(doing)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the configuration of a node that joins.
+pub fn write_joining(plan: &NodePlan, peers: &[String], token: &str) -> anyhow::Result<()> {
+    let config = JoiningConfig {
+        cluster_name: CLUSTER_NAME,
+        data_dir: &plan.dir,
+        listen: Listen {
+            client: plan.client,
+            peer: plan.peer,
+            http: plan.http,
+        },
+        join: Join { peers, token },
+    };
+    let text = toml::to_string(&config).context("could not write the node's configuration")?;
+    let path = plan.config_path();
+    fs::write(
+        &path,
+        format!("# Written by carillon dev --join at every start.\n{text}"),
+    )
+    .with_context(|| format!("could not write {}", path.display()))
 }
 
 fn config(layout: &Layout, plan: &NodePlan, plans: &[NodePlan]) -> anyhow::Result<String> {
@@ -232,7 +322,7 @@ fn config(layout: &Layout, plan: &NodePlan, plans: &[NodePlan]) -> anyhow::Resul
     });
     let config = NodeConfig {
         node_id: plan.node_id,
-        cluster_name: "dev",
+        cluster_name: CLUSTER_NAME,
         data_dir: &plan.dir,
         listen: Listen {
             client: plan.client,

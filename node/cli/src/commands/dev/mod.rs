@@ -4,12 +4,13 @@
 //! killed itself. What the cluster stored stays in the data directory for the next run.
 
 mod demo;
+mod join;
 mod layout;
 mod processes;
 mod progress;
 mod readiness;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -51,6 +52,10 @@ pub struct DevArguments {
     /// How many shards.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=SHARDS_MAX))]
     shards: u16,
+    /// Add a node to the cluster that runs in the data directory, in a terminal of its own, for
+    /// as long as this command runs; with --fresh it begins with an empty disk.
+    #[arg(long, conflicts_with_all = ["nodes", "shards", "demo", "port_base"])]
+    join: bool,
     /// Create two users and a group, send some messages, and show what to type next.
     #[arg(long)]
     demo: bool,
@@ -61,6 +66,10 @@ pub struct DevArguments {
 
 /// Runs the cluster until Ctrl-C.
 pub async fn run(arguments: DevArguments, output: Output) -> anyhow::Result<ExitCode> {
+    if arguments.join {
+        let dir = join::directory(arguments.data)?;
+        return join::run(&dir, arguments.fresh, output).await;
+    }
     let mut stop = Stop::listen()?;
     let binary = processes::find_node_binary()?;
     let dir = match &arguments.data {
@@ -86,7 +95,9 @@ pub async fn run(arguments: DevArguments, output: Output) -> anyhow::Result<Exit
     };
     drop(progress);
     let lived = match outcome {
-        Ok(()) if !stop.was_asked() => supervise(&mut processes, &plans, &mut stop, output).await,
+        Ok(()) if !stop.was_asked() => {
+            supervise(&mut processes, &binary, &plans, &mut stop, output).await
+        }
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(error),
     };
@@ -168,21 +179,23 @@ async fn show(
         .list_nodes()
         .await
         .context("could not list the nodes")?;
-    let leads = |id: u64| {
-        let node = nodes.iter().find(|node| node.node_id == id);
-        node.map_or(0, |node| node.leaders)
+    // One that has joined was given another number, perhaps, than its directory has.
+    let known = |plan: &NodePlan| {
+        let address = plan.client_address();
+        let node = nodes.iter().find(|node| node.client_address == address);
+        node.map_or((plan.node_id, 0), |node| (node.node_id, node.leaders))
     };
     if output == Output::Json {
         let list: Vec<_> = plans
             .iter()
             .map(|plan| {
                 json!({
-                    "node_id": plan.node_id,
+                    "node_id": known(plan).0,
                     "pid": processes.pid(plan.node_id),
                     "client_address": plan.client_address(),
                     "peer_address": plan.peer_address(),
                     "http_address": plan.http_address(),
-                    "leaders": leads(plan.node_id),
+                    "leaders": known(plan).1,
                     "log": plan.log_path(),
                 })
             })
@@ -194,14 +207,14 @@ async fn show(
     let mut table = output::table(&["node", "pid", "clients", "peers", "http", "leads", "log"]);
     for plan in plans {
         table.add_row([
-            plan.node_id.to_string(),
+            known(plan).0.to_string(),
             processes
                 .pid(plan.node_id)
                 .map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             plan.client_address(),
             plan.peer_address(),
             plan.http_address(),
-            format!("{} shards", leads(plan.node_id)),
+            format!("{} shards", known(plan).1),
             plan.log_path().display().to_string(),
         ]);
     }
@@ -209,9 +222,11 @@ async fn show(
     Ok(())
 }
 
-/// Reports nodes that end, until told to stop or none is left.
+/// Reports nodes that end and starts those again that want it, until told to stop or none is
+/// left.
 async fn supervise(
     processes: &mut Processes,
+    binary: &Path,
     plans: &[NodePlan],
     stop: &mut Stop,
     output: Output,
@@ -221,6 +236,14 @@ async fn supervise(
             ended = processes.first_ended() => ended,
             () = stop.asked() => return Ok(ExitCode::SUCCESS),
         };
+        let plan = plans.iter().find(|plan| plan.node_id == ended.node_id);
+        if let Some(plan) = plan.filter(|_| ended.restarts) {
+            processes.start_again(binary, plan)?;
+            if output == Output::Table {
+                output::line(&format!("node {} restarts", ended.node_id))?;
+            }
+            continue;
+        }
         report(&ended, processes.running(), plans, output)?;
     }
     Err(advised(

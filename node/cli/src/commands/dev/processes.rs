@@ -1,6 +1,7 @@
 //! The node processes: started, watched, stopped.
 //!
-//! Owner of the children. A node that dies is reported once; the others are left alone.
+//! Owner of the children. A node that dies is reported once; the others are left alone. One
+//! that ends to be started again is.
 //! Only processes started here are ever signalled, and only while they have not been
 //! waited for, so that a reused process id is never hit.
 
@@ -17,6 +18,8 @@ use tokio::process::{Child, Command};
 use crate::commands::dev::layout::NodePlan;
 use crate::failure::advised;
 
+/// What a node ends with that wants to be started again: an operator asked for it.
+const EXIT_RESTART: i32 = 75;
 const BINARY: &str = "carillon-node";
 const BINARY_VARIABLE: &str = "CARILLON_NODE_BIN";
 
@@ -27,6 +30,8 @@ pub struct Ended {
     pub pid: u32,
     /// In words: `exited with code 1`, `was killed by signal 9`.
     pub how: String,
+    /// It ended in order, to be started again.
+    pub restarts: bool,
 }
 
 /// The running nodes.
@@ -78,6 +83,14 @@ impl Processes {
         Ok(Self { children })
     }
 
+    /// Starts a node that has ended.
+    pub fn start_again(&mut self, binary: &Path, plan: &NodePlan) -> anyhow::Result<()> {
+        let running = spawn(binary, plan)
+            .with_context(|| format!("could not start node {} again", plan.node_id))?;
+        self.children.insert(plan.node_id, running);
+        Ok(())
+    }
+
     /// How many have not ended.
     pub fn running(&self) -> usize {
         self.children.len()
@@ -99,11 +112,18 @@ impl Processes {
         };
         drop(waits);
         let pid = self.children.remove(&node_id).map_or(0, |r| r.pid);
+        let code = status.as_ref().ok().and_then(|status| status.code());
+        let restarts = code == Some(EXIT_RESTART);
         let how = match status {
             Ok(status) => describe(status),
             Err(error) => format!("could not be watched: {error}"),
         };
-        Ended { node_id, pid, how }
+        Ended {
+            node_id,
+            pid,
+            how,
+            restarts,
+        }
     }
 
     /// Waits until all have ended. Cancel-safe.

@@ -33,6 +33,13 @@ pub async fn wait(
     shards(admin, progress, deadline).await
 }
 
+/// Waits for these nodes.
+pub async fn nodes(plans: &[NodePlan], progress: &Progress) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY_LIMIT;
+    let all = plans.iter().map(|plan| node(plan, progress, deadline));
+    try_join_all(all).await.map(drop)
+}
+
 async fn node(plan: &NodePlan, progress: &Progress, deadline: Instant) -> anyhow::Result<()> {
     let row = progress.row(&format!("node {}", plan.node_id), "starting");
     let mut told = String::new();

@@ -6,8 +6,8 @@ use super::{put_text, read_list, read_node_id, write_list, write_node};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ShardId, TimestampMs};
 use crate::map::{
-    ConfigVersion, JoinToken, MetaCommand, MoveId, MoveReason, NodeInfo, Policy, ShardDescriptor,
-    Standing,
+    ConfigVersion, JoinToken, MetaCommand, MoveId, MoveReason, NodeInfo, PolicyChange,
+    ShardDescriptor, Standing,
 };
 use crate::records::read_option;
 
@@ -59,9 +59,9 @@ impl MetaCommand {
                 put_text(out, &token.0);
                 put_signed(out, at.0);
             }
-            MetaCommand::SetPolicy { policy, at } => {
+            MetaCommand::SetPolicy { change, at } => {
                 out.put_u8(5);
-                policy.write(out);
+                change.write(out);
                 put_signed(out, at.0);
             }
             MetaCommand::SetStanding {
@@ -154,7 +154,7 @@ impl MetaCommand {
                 at: TimestampMs(reader.signed()?),
             },
             5 => MetaCommand::SetPolicy {
-                policy: Policy::read(reader)?,
+                change: PolicyChange::read(reader)?,
                 at: TimestampMs(reader.signed()?),
             },
             6 => MetaCommand::SetStanding {

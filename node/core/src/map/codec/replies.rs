@@ -438,6 +438,7 @@ impl PolicyError {
             3 => PolicyLimit::Moves,
             4 => PolicyLimit::MovesPerNode,
             5 => PolicyLimit::LostNodes,
+            6 => PolicyLimit::SnapshotRate,
             _ => return Err(reader.corrupt("a limit of the policy is unknown")),
         };
         Ok(PolicyError {

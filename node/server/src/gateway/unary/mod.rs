@@ -29,8 +29,8 @@ use super::limits::{CALL_TIMEOUT_MAX, PAGE_ENTRIES_MAX};
 use crate::router::OpError;
 
 /// The part of a caller's deadline that is kept for the way back, so that the call ends
-/// with its own error and not with the transport's.
-const DEADLINE_MARGIN_MAX: Duration = Duration::from_millis(20);
+/// with its own error and not with the transport's: more than the router takes to notice.
+const DEADLINE_MARGIN_MAX: Duration = Duration::from_millis(50);
 /// As above, for short deadlines: one part in this many.
 const DEADLINE_MARGIN_PART: u32 = 10;
 /// Digits of a `grpc-timeout`.

@@ -62,11 +62,10 @@ impl Follow {
     /// # Errors
     /// UNAVAILABLE when this node is going away.
     async fn beyond(&self, cursor: u64) -> Result<(), Failure> {
-        let mut draining = self.gateway.draining.subscribe();
         // Both arms are cancel-safe.
         tokio::select! {
             () = self.follower.beyond(cursor) => Ok(()),
-            _ = draining.wait_for(|draining| *draining) => Err(Failure::draining()),
+            () = self.gateway.turn_to_go() => Err(Failure::draining()),
         }
     }
 }

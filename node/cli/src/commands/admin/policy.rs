@@ -1,0 +1,116 @@
+//! `carillon admin policy`: shows the policy of the cluster, or changes it.
+
+use anyhow::Context;
+use carillon_client::AdminClient;
+use carillon_client::admin_proto as proto;
+use clap::Args;
+use serde_json::json;
+
+use crate::arguments::Output;
+use crate::output;
+
+/// What is given is changed, the rest stays.
+#[derive(Debug, Args)]
+pub struct PolicyArguments {
+    /// A node that is silent for longer, seconds, gets nothing new [1 to 3600].
+    #[arg(long, value_name = "SECONDS")]
+    down_after_s: Option<u32>,
+    /// A node that is silent for longer, seconds, is given up and replaced [up to 604800].
+    #[arg(long, value_name = "SECONDS")]
+    failure_replacement_after_s: Option<u32>,
+    /// Moves that run at once in the cluster [1 to 64].
+    #[arg(long, value_name = "COUNT")]
+    moves_max: Option<u32>,
+    /// Moves that a node takes part in at once [1 to moves-max].
+    #[arg(long, value_name = "COUNT")]
+    moves_per_node_max: Option<u32>,
+    /// Nodes that are given up and not yet replaced, at once; 0: none by itself.
+    #[arg(long, value_name = "COUNT")]
+    lost_nodes_max: Option<u32>,
+    /// KiB per second of snapshots that a node sends, all together [64 to 16777216].
+    #[arg(long, value_name = "KIB")]
+    snapshot_kib_per_s_max: Option<u32>,
+    /// Whether replicas move from full nodes to empty ones.
+    #[arg(long, value_name = "true|false")]
+    balance: Option<bool>,
+}
+
+/// Carries it out.
+pub async fn run(
+    admin: &AdminClient,
+    arguments: &PolicyArguments,
+    output: Output,
+) -> anyhow::Result<()> {
+    let change = proto::SetPolicyRequest {
+        down_after_s: arguments.down_after_s,
+        failure_replacement_after_s: arguments.failure_replacement_after_s,
+        moves_max: arguments.moves_max,
+        moves_per_node_max: arguments.moves_per_node_max,
+        lost_nodes_max: arguments.lost_nodes_max,
+        snapshot_kib_per_s_max: arguments.snapshot_kib_per_s_max,
+        balance: arguments.balance,
+    };
+    let policy = if change == proto::SetPolicyRequest::default() {
+        let policy = admin.get_policy().await;
+        policy.context("could not get the policy")?
+    } else {
+        let policy = admin.set_policy(change).await;
+        policy.context("the policy could not be changed")?
+    };
+    show(&policy, output)
+}
+
+fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
+    if output == Output::Json {
+        return Ok(output::json(&json!({
+            "down_after_s": policy.down_after_s,
+            "failure_replacement_after_s": policy.failure_replacement_after_s,
+            "moves_max": policy.moves_max,
+            "moves_per_node_max": policy.moves_per_node_max,
+            "lost_nodes_max": policy.lost_nodes_max,
+            "snapshot_kib_per_s_max": policy.snapshot_kib_per_s_max,
+            "balance": policy.balance,
+        }))?);
+    }
+    let mut table = output::table(&["policy", "value", "means"]);
+    for (name, value, means) in [
+        (
+            "down-after-s",
+            policy.down_after_s.to_string(),
+            "silent for longer, a node gets nothing new",
+        ),
+        (
+            "failure-replacement-after-s",
+            policy.failure_replacement_after_s.to_string(),
+            "silent for longer, it is given up and replaced",
+        ),
+        (
+            "moves-max",
+            policy.moves_max.to_string(),
+            "moves at once in the cluster",
+        ),
+        (
+            "moves-per-node-max",
+            policy.moves_per_node_max.to_string(),
+            "moves at once that a node takes part in",
+        ),
+        (
+            "lost-nodes-max",
+            policy.lost_nodes_max.to_string(),
+            "given up and not yet replaced, at once",
+        ),
+        (
+            "snapshot-kib-per-s-max",
+            policy.snapshot_kib_per_s_max.to_string(),
+            "of snapshots that a node sends",
+        ),
+        (
+            "balance",
+            policy.balance.to_string(),
+            "replicas move from full nodes to empty ones",
+        ),
+    ] {
+        table.add_row([name, value.as_str(), means]);
+    }
+    Ok(output::show(&table)?)
+}

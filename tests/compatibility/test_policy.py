@@ -1,0 +1,57 @@
+"""What operators may set about how the cluster heals itself and moves replicas."""
+
+import grpc
+import pytest
+from carillon.admin.v1 import admin_pb2 as admin
+from carillon.admin.v1 import admin_pb2_grpc
+from client import check_error
+
+DEFAULTS = admin.Policy(
+    down_after_s=30,
+    failure_replacement_after_s=600,
+    moves_max=4,
+    moves_per_node_max=2,
+    lost_nodes_max=1,
+    snapshot_kib_per_s_max=65_536,
+    balance=True,
+)
+
+
+@pytest.fixture
+def stub(channels) -> admin_pb2_grpc.AdminStub:
+    return admin_pb2_grpc.AdminStub(channels[0])
+
+
+def test_a_change_leaves_the_rest(stub):
+    assert stub.GetPolicy(admin.GetPolicyRequest(), timeout=5).policy == DEFAULTS
+    answer = stub.SetPolicy(admin.SetPolicyRequest(moves_max=3, balance=False), timeout=5)
+    assert answer.changed
+    assert (answer.policy.moves_max, answer.policy.balance) == (3, False)
+    assert answer.policy.down_after_s == 30
+    again = stub.SetPolicy(admin.SetPolicyRequest(moves_max=3), timeout=5)
+    assert not again.changed
+    stub.SetPolicy(admin.SetPolicyRequest(moves_max=4, balance=True), timeout=5)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"down_after_s": 0}, "down_after_s"),
+        ({"failure_replacement_after_s": 29}, "failure_replacement_after_s"),
+        ({"moves_max": 65}, "moves_max"),
+        ({"moves_per_node_max": 5}, "moves_per_node_max"),
+        ({"lost_nodes_max": 1025}, "lost_nodes_max"),
+        ({"snapshot_kib_per_s_max": 63}, "snapshot_kib_per_s_max"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(stub, change, named):
+    with pytest.raises(grpc.RpcError, match=named) as raised:
+        stub.SetPolicy(admin.SetPolicyRequest(**change), timeout=5)
+    check_error(raised.value, grpc.StatusCode.INVALID_ARGUMENT, "POLICY_OUT_OF_RANGE")
+
+
+def test_a_rotated_token_is_another_one(stub):
+    before = stub.GetJoinToken(admin.GetJoinTokenRequest(), timeout=5).join_token
+    new = stub.RotateJoinToken(admin.RotateJoinTokenRequest(), timeout=5).join_token
+    assert new not in ("", before)
+    assert stub.GetJoinToken(admin.GetJoinTokenRequest(), timeout=5).join_token == new
