@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The measurements of docs/performance.md: a cluster of its own, on ports of its own, in a
-# directory of its own; stopped and removed at the end. Takes about six minutes.
+# directory of its own; stopped and removed at the end. Takes about seven minutes.
 # Results: $CARGO_TARGET_DIR/bench. RATES, WARMUP and DURATION change the standard
 # workload, FAILOVER_RATE the load under which a node is lost.
 set -euo pipefail
@@ -122,6 +122,9 @@ under_load "$out/loaded-killed"
 stop
 start
 bench failover --out "$out"
+stop
+start
+bench roll --out "$out"
 stop
 echo
 echo "results: $out"

@@ -60,6 +60,9 @@ pub struct FailoverReport {
     silent: bool,
     /// From the signal until the last shard acknowledged a send made after it.
     all_shards_after_ms: Option<f64>,
+    /// Terms that began until then in shards that other nodes led: elections without a reason.
+    /// None when the cluster did not say.
+    spurious_elections: Option<u64>,
     shards: Vec<ShardFailover>,
     failed: BTreeMap<String, u64>,
 }
@@ -208,7 +211,27 @@ pub async fn run(
     // The report says which shards did not.
     let _ = timeout(arguments.limit, recovered).await;
     probing.abort();
-    Ok(report(arguments.silent, lost.0, lost_at, &shards, &probes))
+    // Not fatal: the measurement is made.
+    let after = admin.list_shards(None).await.ok();
+    let spurious = after.map(|after| spurious_elections(&shards, &after, lost.0));
+    Ok(FailoverReport {
+        spurious_elections: spurious,
+        ..report(arguments.silent, lost.0, lost_at, &shards, &probes)
+    })
+}
+
+/// Terms that have begun in shards that a node did not lead.
+fn spurious_elections(before: &[ShardStatus], after: &[ShardStatus], lost: u64) -> u64 {
+    let term = |shard: &ShardStatus| {
+        let terms = shard.replicas.iter().map(|replica| replica.term);
+        terms.max().unwrap_or(0)
+    };
+    let others = before.iter().filter(|shard| shard.leader_node != lost);
+    let begun = others.map(|shard| {
+        let now = after.iter().find(|now| now.shard_id == shard.shard_id);
+        now.map_or(0, |now| term(now).saturating_sub(term(shard)))
+    });
+    begun.sum()
 }
 
 /// The shards, once each is led by the node that is to lead it; as they are when that does not
@@ -332,6 +355,7 @@ fn report(
         node_id,
         silent,
         all_shards_after_ms: all.map(|all| all.into_iter().fold(0.0, f64::max)),
+        spurious_elections: None,
         failed: seen.failed.clone().into_map(),
         shards,
     }
@@ -354,6 +378,12 @@ impl FailoverReport {
             None => "not every shard acknowledged again within the limit".to_owned(),
         };
         output::line(&format!("node {} {how}: {after}", self.node_id))?;
+        let elections = match self.spurious_elections {
+            Some(0) => "no election in any shard that others led".to_owned(),
+            Some(count) => format!("{count} elections in shards that others led"),
+            None => "whether others held elections is not known".to_owned(),
+        };
+        output::line(&elections)?;
         let mut table = output::table(&["shard", "led by", "acknowledged again after ms"]);
         for shard in &self.shards {
             table.add_row([
@@ -369,5 +399,31 @@ impl FailoverReport {
             output::line(&format!("{count} × {reason}"))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_client::admin_proto::ReplicaStatus;
+
+    #[test]
+    fn only_shards_of_other_nodes_count() {
+        let shard = |shard_id, leader_node, term| ShardStatus {
+            shard_id,
+            leader_node,
+            replicas: vec![
+                ReplicaStatus::default(),
+                ReplicaStatus {
+                    term,
+                    ..ReplicaStatus::default()
+                },
+            ],
+            ..ShardStatus::default()
+        };
+        let before = [shard(1, 1, 5), shard(2, 2, 5), shard(3, 3, 5)];
+        let after = [shard(1, 2, 9), shard(2, 2, 5), shard(3, 2, 7)];
+        assert_eq!(spurious_elections(&before, &after, 1), 2);
+        assert_eq!(spurious_elections(&before, &before, 1), 0);
     }
 }

@@ -17,6 +17,7 @@ mod pacer;
 mod plot;
 mod population;
 mod report;
+mod roll;
 mod standard;
 mod store;
 mod wire;
@@ -68,6 +69,8 @@ enum BenchCommand {
     Idle(idle::IdleArguments),
     /// Losing a node: how long until every shard acknowledges again.
     Failover(failover::FailoverArguments),
+    /// Restarting all nodes one after the other under a load of clients of the SDK.
+    Roll(roll::RollArguments),
 }
 
 /// Where the load goes, and the processes behind it that can be observed.
@@ -145,6 +148,10 @@ async fn measure(
         Some(BenchCommand::Failover(arguments)) => {
             let report = failover::run(arguments, targets).await?;
             sink.put(report.name(), &report, failover::FailoverReport::show)?;
+        }
+        Some(BenchCommand::Roll(arguments)) => {
+            let report = roll::run(arguments, targets).await?;
+            sink.put("roll", &report, roll::RollReport::show)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -3,7 +3,7 @@
 mod check;
 mod membership;
 mod policy;
-mod roll;
+pub(crate) mod roll;
 mod top;
 
 use std::process::ExitCode;

@@ -76,7 +76,7 @@ pub async fn run(
 
 /// The nodes to restart. The meta group's leader comes last: each time it is restarted another
 /// one has to take over what it does for the cluster.
-async fn all(admin: &AdminClient) -> anyhow::Result<Vec<u64>> {
+pub async fn all(admin: &AdminClient) -> anyhow::Result<Vec<u64>> {
     let leader = admin.get_cluster().await;
     let leader = leader.context("could not look at the cluster")?;
     let nodes = admin
@@ -99,15 +99,18 @@ async fn all(admin: &AdminClient) -> anyhow::Result<Vec<u64>> {
 }
 
 /// The restart of one node.
-struct Roll<'a> {
-    admin: &'a AdminClient,
-    bar: &'a ProgressBar,
-    node: u64,
-    limit: Duration,
+pub struct Roll<'a> {
+    pub admin: &'a AdminClient,
+    /// Shows what is waited for.
+    pub bar: &'a ProgressBar,
+    pub node: u64,
+    /// For each step.
+    pub limit: Duration,
 }
 
 impl Roll<'_> {
-    async fn restart(&self) -> anyhow::Result<()> {
+    /// Drains it, restarts it, and waits until it has caught up.
+    pub async fn restart(&self) -> anyhow::Result<()> {
         let node = self.node;
         let before = self.status().await?;
         if !before.up {
