@@ -1,7 +1,8 @@
 //! The meta group's state machine: what it keeps, what changes it, and what it answers.
 //!
 //! Invariants: a cluster is created once; `epoch` grows with every change of the map, of a
-//! standing, of what operators set, and with every start and end of a move; a refused command changes nothing.
+//! standing, of what operators set, and with every start and end of a move; a refused command
+//! changes nothing.
 //! Those of the parts are with them, in `registry` and `moves`.
 
 use std::collections::{BTreeMap, VecDeque};

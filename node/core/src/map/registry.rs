@@ -3,7 +3,8 @@
 //! Owner of the state: [`MetaState`]. A node says what it is ([`NodeInfo`], by joining and
 //! updating itself); operators and the steering say what it may be used for ([`Standing`]);
 //! neither changes the other's. Invariants: every registered node has one standing, and a
-//! [`DrainStart`] while that is a drain; a number and an identity belong together for ever; numbers grow and are never given again.
+//! [`DrainStart`] while that is a drain; a number and an identity belong together for ever;
+//! numbers grow and are never given again.
 
 use std::fmt;
 

@@ -7,7 +7,7 @@ use std::fmt;
 use thiserror::Error;
 
 use super::{Planner, Seen, plan};
-use crate::ids::{NodeId, ShardId};
+use crate::ids::{NodeId, ShardId, TimestampMs};
 use crate::map::{DrainPurpose, MetaState, Replica, Standing};
 use crate::placement::ShortfallReason;
 
@@ -27,6 +27,8 @@ pub struct DrainStatus {
     pub percent: u32,
     /// Where it is.
     pub step: DrainStep,
+    /// When it began.
+    pub started_at: Option<TimestampMs>,
     /// It may stop: for a restart once it leads nothing and its clients have left, for ever once
     /// it also holds nothing. False for a node that is not being emptied.
     pub done: bool,
@@ -110,6 +112,7 @@ pub fn drain_status(state: &MetaState, seen: &Seen, node: NodeId) -> DrainStatus
         Some(_) => false,
     };
     let start = state.drains.get(&node);
+    status.started_at = start.map(|start| start.at);
     status.step = match (start, state.standing(node)) {
         _ if status.done => DrainStep::Done,
         (None, standing) if standing != Some(Standing::Lost) => DrainStep::NotDraining,

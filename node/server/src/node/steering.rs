@@ -157,6 +157,7 @@ impl Node {
             sessions_left: status.sessions_left,
             percent: status.percent,
             step: status.step.to_string(),
+            started_at_ms: status.started_at.map_or(0, |at| at.0),
         })
     }
 

@@ -1,10 +1,10 @@
 //! The frames of a relay link: operations of one node's router to the leaders on
 //! another, their answers, pushes for online users, and who leads.
 //!
-//! Bodies, little-endian: an operation is the lead it is meant for and the payload; an answer is u8 status
-//! and what belongs to it; a push is u32 length and encoded `v1.Message`, then per user u8
-//! length and id, u64 inbox_seq, u32 unread; a node that leads the frame's shard says
-//! in which lead.
+//! Bodies, little-endian: an operation is the [`Lead`] that it is meant for and the payload;
+//! an answer is u8 status and what belongs to it; a push is u32 length and encoded
+//! `v1.Message`, then per user u8 length and id, u64 inbox_seq, u32 unread; a node that leads
+//! the frame's shard says in which lead.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carillon_core::ids::{NodeId, ShardId};

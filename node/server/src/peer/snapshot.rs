@@ -159,10 +159,15 @@ async fn send(
     let mut client = peer_client(channel, &sender.identity);
     let reading = read_chunks(head, &paths, &sender.cluster, &sending, chunks);
     let installing = client.install_snapshot(ReceiverStream::new(receiver));
-    // The receiver's reason first: reading ends without one when the receiver goes away.
-    let (response, read) = tokio::join!(installing, reading);
-    let response = response?;
-    read?;
+    let mut installing = std::pin::pin!(installing);
+    let response = tokio::select! {
+        // It may end before it has read everything, and then nothing more is read.
+        response = &mut installing => response?,
+        read = reading => {
+            read?;
+            installing.await?
+        }
+    };
     tracing::info!(shard = shard.0, to = to.0, "the snapshot is installed");
     Ok(response.into_inner().vote)
 }

@@ -123,6 +123,7 @@ async fn show_drain(admin: &AdminClient, node: u64, output: Output) -> anyhow::R
             "node_id": node,
             "step": drain.step,
             "percent": drain.percent,
+            "started_at_ms": drain.started_at_ms,
             "done": drain.done,
             "leaders_left": drain.leaders_left,
             "sessions_left": drain.sessions_left,
@@ -131,8 +132,12 @@ async fn show_drain(admin: &AdminClient, node: u64, output: Output) -> anyhow::R
             "waits": drain.waits,
         }))?);
     }
+    let since = match drain.started_at_ms {
+        0 => String::new(),
+        at => format!(" since {}", present::moment(at)),
+    };
     output::line(&format!(
-        "node {node}: {} %, {}",
+        "node {node}: {} %{since}, {}",
         drain.percent,
         left_of(&drain)
     ))?;
