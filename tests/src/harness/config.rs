@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use rand::Rng as _;
+
+use super::network::Network;
 
 /// Ports are taken from here: below the range that Linux gives to outgoing connections
 /// (32,768 and up), so that no client can take the port of a node that is down.
@@ -38,6 +41,9 @@ pub struct ClusterOptions {
     pub env: BTreeMap<String, String>,
     /// A node with a small disk.
     pub small_disk: Option<SmallDisk>,
+    /// Gives each node a network namespace of its own, so that links can be cut. A cluster with
+    /// one is started inside [`Network::run`].
+    pub network: Option<Network>,
 }
 
 impl Default for ClusterOptions {
@@ -49,6 +55,7 @@ impl Default for ClusterOptions {
             extra_config: String::new(),
             env: BTreeMap::new(),
             small_disk: None,
+            network: None,
         }
     }
 }
@@ -64,8 +71,28 @@ pub struct Addresses {
     pub http: String,
 }
 
+impl Addresses {
+    /// Those of a node that has all ports of its IP to itself.
+    pub fn at(ip: Ipv4Addr) -> Self {
+        let at = |port| format!("{ip}:{port}");
+        Self {
+            client: at(PORTS.start),
+            peer: at(PORTS.start + 1),
+            http: at(PORTS.start + 2),
+        }
+    }
+}
+
+/// The addresses of the nodes with these ids: in the network, or on free ports of the host.
+pub fn addresses(ids: RangeInclusive<u64>, network: Option<&Network>) -> Result<Vec<Addresses>> {
+    match network {
+        Some(network) => ids.map(|id| Ok(Addresses::at(network.ip(id)?))).collect(),
+        None => free_addresses(ids.count()),
+    }
+}
+
 /// Finds free ports for so many nodes.
-pub fn free_addresses(nodes: u64) -> Result<Vec<Addresses>> {
+fn free_addresses(nodes: usize) -> Result<Vec<Addresses>> {
     // Held until all are found, so that none is found twice.
     let mut held = Vec::new();
     let mut address = || -> Result<String> {

@@ -7,6 +7,7 @@
 mod admin;
 mod config;
 mod http;
+mod network;
 mod os;
 mod process;
 mod shared;
@@ -22,6 +23,7 @@ use tokio::time::{Instant, sleep};
 
 pub use config::{Addresses, ClusterOptions, SmallDisk};
 pub use http::get as http_get;
+pub use network::Network;
 pub use os::{Signal, raise_open_files};
 pub use process::Process;
 pub use shared::shared_cluster;
@@ -144,7 +146,8 @@ impl Cluster {
     }
 
     fn assign_addresses(&mut self) -> Result<()> {
-        let all = config::free_addresses(self.options.nodes)?;
+        let ids = 1..=self.options.nodes;
+        let all = config::addresses(ids, self.options.network.as_ref())?;
         let mut nodes = Vec::with_capacity(all.len());
         for (id, addresses) in (1..).zip(&all) {
             let home = self.dir.path().join(format!("node-{id}"));
@@ -193,6 +196,12 @@ impl Cluster {
         self.nodes.iter().map(Node::id).collect()
     }
 
+    /// The network between the nodes, of a cluster that was started with one.
+    pub fn network(&self) -> Result<&Network> {
+        let network = self.options.network.as_ref();
+        network.context("the cluster has no network of its own")
+    }
+
     /// The ids of the nodes whose process runs.
     pub fn up_ids(&self) -> Vec<u64> {
         let up = self.nodes.iter().filter(|node| node.is_up());
@@ -227,12 +236,14 @@ impl Cluster {
             all.insert((*name).to_owned(), (*value).to_owned());
         }
         let all: Vec<(String, String)> = all.into_iter().collect();
+        let network = self.options.network.as_ref();
+        let namespace = network.map(|network| network.of(id)).transpose()?;
         let node = self.node_mut(id);
         if node.process.as_ref().map(Process::exit_status) == Some(None) {
             bail!("node {id} runs already");
         }
         let args = [Path::new("--config"), node.config.as_path()];
-        node.process = Some(Process::start(&binary, &args, &all, &node.log)?);
+        node.process = Some(Process::start(&binary, &args, &all, &node.log, namespace)?);
         node.frozen = false;
         Ok(())
     }
@@ -242,7 +253,7 @@ impl Cluster {
     pub async fn join(&mut self) -> Result<u64> {
         let id = self.nodes.iter().map(Node::id).max().unwrap_or(0) + 1;
         let token = self.join_token().await?;
-        let mut addresses = config::free_addresses(1)?;
+        let mut addresses = config::addresses(id..=id, self.options.network.as_ref())?;
         let addresses = addresses.pop().context("no addresses")?;
         let home = self.dir.path().join(format!("node-{id}"));
         let data_dir = home.join("data");

@@ -1,7 +1,9 @@
 //! The few system calls that std does not have. All `unsafe` of this crate is here.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -138,6 +140,23 @@ pub fn unmount(at: &Path) -> io::Result<()> {
     #[expect(unsafe_code, reason = "umount2 has no safe wrapper in std")]
     // SAFETY: the path is a NUL-terminated string that lives through the call.
     let result = unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
+    check(result)
+}
+
+/// Gives the calling thread, and the threads and children that it starts from now on, a new
+/// network namespace. Needs `CAP_SYS_ADMIN`.
+pub fn unshare_network() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "unshare has no safe wrapper in std")]
+    // SAFETY: unshare takes no pointers, and CLONE_NEWNET concerns only this thread.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    check(result)
+}
+
+/// Moves the calling thread into a network namespace, as [`unshare_network`] does.
+pub fn enter_network(namespace: &File) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "setns has no safe wrapper in std")]
+    // SAFETY: the descriptor is open through the call; CLONE_NEWNET concerns only this thread.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
     check(result)
 }
 

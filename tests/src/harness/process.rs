@@ -8,7 +8,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::sync::watch;
 
+use super::network::Namespace;
 use super::os::{self, Signal};
 
 /// A child process.
@@ -29,12 +30,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program with both outputs appended to a log file.
+    /// Starts a program with both outputs appended to a log file, in a network namespace or
+    /// in that of the caller.
     pub fn start(
         program: &Path,
         args: &[&Path],
         env: &[(String, String)],
         log: &Path,
+        namespace: Option<Arc<Namespace>>,
     ) -> Result<Self> {
         let log_file = OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new(program);
@@ -53,7 +56,11 @@ impl Process {
             let reaped = Arc::clone(&reaped);
             std::thread::Builder::new()
                 .name("node-process".to_owned())
-                .spawn(move || run(command, &started_sender, &reaped, &exit_sender))?
+                .spawn(move || {
+                    let entered = namespace.map_or(Ok(()), |namespace| namespace.enter());
+                    let child = entered.and_then(|()| command.spawn());
+                    run(child, &started_sender, &reaped, &exit_sender);
+                })?
         };
         let pid = started
             .recv()
@@ -132,12 +139,12 @@ impl Drop for Process {
 }
 
 fn run(
-    mut command: Command,
+    child: io::Result<Child>,
     started: &mpsc::SyncSender<io::Result<u32>>,
     reaped: &Mutex<bool>,
     exit: &watch::Sender<Option<ExitStatus>>,
 ) {
-    let mut child = match command.spawn() {
+    let mut child = match child {
         Ok(child) => child,
         Err(error) => {
             // The receiver waits for exactly this.
