@@ -12,7 +12,7 @@ mod plan;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -67,18 +67,53 @@ pub struct Pace {
     last: Instant,
 }
 
+impl Pace {
+    fn start() -> Self {
+        Self {
+            acknowledged: 0,
+            longest_pause: Duration::ZERO,
+            last: Instant::now(),
+        }
+    }
+
+    fn acknowledged(&mut self) {
+        let now = Instant::now();
+        self.acknowledged += 1;
+        self.longest_pause = self.longest_pause.max(now - self.last);
+        self.last = now;
+    }
+
+    fn reset_longest_pause(&mut self) {
+        self.longest_pause = Duration::ZERO;
+        self.last = Instant::now();
+    }
+}
+
 /// Counts acknowledgements.
 #[derive(Debug)]
-struct Progress(watch::Sender<Pace>);
+struct Progress {
+    all: watch::Sender<Pace>,
+    of_each: Mutex<BTreeMap<ConversationId, Pace>>,
+}
 
 impl Progress {
-    fn acknowledged(&self) {
-        self.0.send_modify(|pace| {
-            let now = Instant::now();
-            pace.acknowledged += 1;
-            pace.longest_pause = pace.longest_pause.max(now - pace.last);
-            pace.last = now;
-        });
+    fn new<'a>(conversations: impl Iterator<Item = &'a ConversationId>) -> Self {
+        let of_each = conversations.map(|id| (id.clone(), Pace::start()));
+        Self {
+            all: watch::Sender::new(Pace::start()),
+            of_each: Mutex::new(of_each.collect()),
+        }
+    }
+
+    fn of_each(&self) -> MutexGuard<'_, BTreeMap<ConversationId, Pace>> {
+        self.of_each.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn acknowledged(&self, conversation: &ConversationId) {
+        self.all.send_modify(Pace::acknowledged);
+        if let Some(pace) = self.of_each().get_mut(conversation) {
+            pace.acknowledged();
+        }
     }
 }
 
@@ -110,11 +145,7 @@ impl Load {
         let options = Arc::new(options);
         let clock = Clock::start();
         let (phase, phase_receiver) = watch::channel(Phase::Sending);
-        let progress = Arc::new(Progress(watch::Sender::new(Pace {
-            acknowledged: 0,
-            longest_pause: Duration::ZERO,
-            last: Instant::now(),
-        })));
+        let progress = Arc::new(Progress::new(plan.conversations.keys()));
         let mut devices = Vec::with_capacity(plan.devices.len());
         let mut positions = Vec::with_capacity(plan.devices.len());
         for (number, (user, name)) in (1..).zip(&plan.devices) {
@@ -146,20 +177,31 @@ impl Load {
 
     /// How it goes.
     pub fn pace(&self) -> Pace {
-        *self.progress.0.borrow()
+        *self.progress.all.borrow()
     }
 
-    /// Forgets the longest pause so far.
+    /// The longest time without an acknowledgement in any one group, up to now. Groups are in
+    /// different shards, and each has clients on several nodes, most likely; a direct
+    /// conversation of two clients of one node waits for that node.
+    pub fn longest_pause_of_a_group(&self) -> Duration {
+        let paces = self.progress.of_each();
+        let groups = self.plan.groups.iter();
+        let groups = groups.filter_map(|group| paces.get(&group.id));
+        let pauses = groups.map(|pace| pace.longest_pause.max(pace.last.elapsed()));
+        pauses.max().unwrap_or_default()
+    }
+
+    /// Forgets the longest pauses so far.
     pub fn reset_longest_pause(&self) {
-        self.progress.0.send_modify(|pace| {
-            pace.longest_pause = Duration::ZERO;
-            pace.last = Instant::now();
-        });
+        self.progress.all.send_modify(Pace::reset_longest_pause);
+        for pace in self.progress.of_each().values_mut() {
+            pace.reset_longest_pause();
+        }
     }
 
     /// Waits until so many more messages have been acknowledged.
     pub async fn wait_acknowledged(&self, more: u64, limit: Duration) -> Result<()> {
-        let mut paces = self.progress.0.subscribe();
+        let mut paces = self.progress.all.subscribe();
         let target = paces.borrow().acknowledged + more;
         let waited = paces.wait_for(|pace| pace.acknowledged >= target);
         if tokio::time::timeout(limit, waited).await.is_err() {

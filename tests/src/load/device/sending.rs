@@ -121,6 +121,7 @@ impl Device {
             return;
         };
         if let Some(outgoing) = self.outstanding.remove(index) {
+            self.parts.progress.acknowledged(&outgoing.conversation);
             self.record(Event::SendAcked {
                 conversation: outgoing.conversation,
                 client_message_id: outgoing.client_message_id,
@@ -129,7 +130,6 @@ impl Device {
                 message_id: sent.message_id,
                 duplicate: sent.duplicate,
             });
-            self.parts.progress.acknowledged();
         }
     }
 
