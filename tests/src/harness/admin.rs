@@ -72,7 +72,14 @@ impl Cluster {
 
     /// The shards, the meta group among them.
     pub async fn shards(&self) -> Result<Vec<ShardStatus>> {
-        let mut admin = self.admin()?;
+        let up = self.up_ids();
+        self.shards_as_seen_by(*up.first().context("no node is up")?)
+            .await
+    }
+
+    /// The shards as one node sees them.
+    pub async fn shards_as_seen_by(&self, id: u64) -> Result<Vec<ShardStatus>> {
+        let mut admin = self.admin_of(id)?;
         let request = rpc::within(ListShardsRequest { shard_id: None }, QUESTION_LIMIT);
         Ok(admin.list_shards(request).await?.into_inner().shards)
     }
