@@ -26,6 +26,10 @@ fi
 if [ "$what" = test ] && ! python3 -c 'import venv, ensurepip' >/dev/null 2>&1; then
     packages+=(python3 python3-venv)
 fi
+# Tests of partitions make network namespaces with it, which only root may.
+if [ "$what" = test ] && [ "$(id -u)" = 0 ] && ! command -v ip >/dev/null; then
+    packages+=(iproute2)
+fi
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installs: ${packages[*]}"
     run=()
