@@ -212,7 +212,7 @@ pub async fn run(
     let _ = timeout(arguments.limit, recovered).await;
     probing.abort();
     // Not fatal: the measurement is made.
-    let after = admin.list_shards(None).await.ok();
+    let after = AdminClient::new(&others)?.list_shards(None).await.ok();
     let spurious = after.map(|after| spurious_elections(&shards, &after, lost.0));
     Ok(FailoverReport {
         spurious_elections: spurious,
