@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use carillon_proto::admin::{SetPolicyRequest, Standing};
-use carillon_tests::harness::{Cluster, ClusterOptions, RESTART_LIMIT};
+use carillon_tests::harness::{Cluster, ClusterOptions, GRACEFUL_STOP_LIMIT, RESTART_LIMIT};
 use carillon_tests::scenario::Scenario;
 use tokio::time::{Instant, sleep};
 
@@ -16,6 +16,8 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(15);
 /// How long all moves together may take, under load, one policy's worth at a time.
 const MOVES_LIMIT: Duration = Duration::from_secs(90);
 const SHARDS: u32 = 8;
+/// A node ends with it that an operator wants to be started again.
+const EXIT_RESTART: i32 = 75;
 /// Names the points where a node dies; it reads them once when it starts.
 const FAILPOINTS: &str = "CARILLON_FAILPOINTS";
 
@@ -226,8 +228,8 @@ async fn a_silent_node_is_given_up_and_replaced() {
         .await;
 }
 
-/// Each node is drained, restarted and used again: clients leave it before it stops, and it
-/// stops at once.
+/// Each node is drained, restarted by an operator and used again: clients leave it before it
+/// stops, it stops in order and asks to be started again. Asked twice, it restarts once.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_nodes_are_drained_and_restarted() {
     let mut scenario = scenario("all_nodes_are_drained_and_restarted");
@@ -242,13 +244,17 @@ async fn all_nodes_are_drained_and_restarted() {
                     .set_standing(node, Standing::DrainingForRestart)
                     .await?;
                 cluster.wait_drained(node, MOVES_LIMIT).await?;
-                let sessions = cluster.sessions(node).await?;
+                let sessions = cluster.node_status(node).await?.sessions;
                 ensure!(
                     sessions == 0,
                     "node {node} is drained with {sessions} streams"
                 );
-                cluster.stop_gracefully(node).await?;
+                let run = cluster.node_status(node).await?.run;
+                cluster.ask_to_restart(node, run).await?;
+                let status = cluster.wait_exit(node, GRACEFUL_STOP_LIMIT).await?;
+                ensure!(status.code() == Some(EXIT_RESTART), "node {node}: {status}");
                 cluster.restart(node).await?;
+                cluster.ask_to_restart(node, run).await?;
                 cluster.set_standing(node, Standing::Active).await?;
                 load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
                     .await?;

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use carillon_proto::admin::{
     ChecksumShardRequest, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
     GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, ListMovesRequest, ListNodesRequest,
-    ListShardsRequest, SetPolicyRequest, SetStandingRequest, ShardStatus, Standing,
-    TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+    ListShardsRequest, NodeStatus, RestartNodeRequest, SetPolicyRequest, SetStandingRequest,
+    ShardStatus, Standing, TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 
@@ -217,13 +217,24 @@ impl Cluster {
         }
     }
 
-    /// Streams of clients on a node.
-    pub async fn sessions(&self, node_id: u64) -> Result<u32> {
+    /// How a node is.
+    pub async fn node_status(&self, node_id: u64) -> Result<NodeStatus> {
         let mut admin = self.admin()?;
         let nodes = admin.list_nodes(rpc::within(ListNodesRequest {}, QUESTION_LIMIT));
         let nodes = nodes.await?.into_inner().nodes;
-        let node = nodes.iter().find(|node| node.node_id == node_id);
-        Ok(node.with_context(|| format!("node {node_id}"))?.sessions)
+        let node = nodes.into_iter().find(|node| node.node_id == node_id);
+        node.with_context(|| format!("node {node_id}"))
+    }
+
+    /// Asks a node's process to stop in order and to be started again; another process of the
+    /// node than the one that is meant does nothing.
+    pub async fn ask_to_restart(&self, node_id: u64, run: u64) -> Result<()> {
+        let mut admin = self.admin()?;
+        let request = RestartNodeRequest { node_id, run };
+        admin
+            .restart_node(rpc::within(request, QUESTION_LIMIT))
+            .await?;
+        Ok(())
     }
 
     /// Waits until each shard is led by the node that is to lead it.

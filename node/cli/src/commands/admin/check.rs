@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use carillon_client::AdminClient;
 use carillon_client::admin_proto as proto;
+use carillon_core::slots::SLOTS;
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::replica_status::Role;
 use serde_json::json;
@@ -77,7 +78,9 @@ fn look(
     });
     let mut next = 0;
     let mut gaps = Vec::new();
-    for shard in placed() {
+    let mut by_slot: Vec<&proto::ShardStatus> = placed().collect();
+    by_slot.sort_by_key(|shard| shard.slot_first);
+    for shard in by_slot {
         if shard.slot_first != next {
             gaps.push(format!(
                 "shard {} begins at slot {}, not {next}",
@@ -85,6 +88,12 @@ fn look(
             ));
         }
         next = shard.slot_last + 1;
+    }
+    let slots = u32::from(SLOTS);
+    if next != slots {
+        gaps.push(format!(
+            "the last shard ends before slot {next}, not {slots}"
+        ));
     }
     vec![
         finding(
@@ -196,7 +205,7 @@ mod tests {
         let well = [
             shard(0, 0, 0, &[1, 2]),
             shard(1, 0, 9, &[1, 2]),
-            shard(2, 10, 19, &[2, 1]),
+            shard(2, 10, 4_095, &[2, 1]),
         ];
         let findings = look(&cluster, &[node(1, true), node(2, true)], &well);
         assert!(
@@ -207,7 +216,7 @@ mod tests {
         let mut ill = [
             shard(0, 0, 0, &[1, 2]),
             shard(1, 0, 9, &[1, 1]),
-            shard(2, 11, 19, &[2, 1]),
+            shard(2, 11, 4_094, &[2, 1]),
         ];
         ill[0].leader_node = 0;
         ill[2].replicas[0].role = Role::Unknown.into();
@@ -217,6 +226,10 @@ mod tests {
         assert_eq!(wrong[1], ["the meta group"]);
         assert_eq!(wrong[2], ["shard 1 has replicas on 1 of 2 nodes"]);
         assert_eq!(wrong[3], ["shard 2 on node 2"]);
-        assert_eq!(wrong[4], ["shard 2 begins at slot 11, not 10"]);
+        let gaps = [
+            "shard 2 begins at slot 11, not 10",
+            "the last shard ends before slot 4095, not 4096",
+        ];
+        assert_eq!(wrong[4], gaps);
     }
 }

@@ -49,6 +49,14 @@ impl NodePlan {
         self.http.to_string()
     }
 
+    fn listen(&self) -> Listen {
+        Listen {
+            client: self.client,
+            peer: self.peer,
+            http: self.http,
+        }
+    }
+
     pub fn config_path(&self) -> PathBuf {
         self.dir.join("node.toml")
     }
@@ -298,11 +306,7 @@ pub fn write_joining(plan: &NodePlan, peers: &[String], token: &str) -> anyhow::
     let config = JoiningConfig {
         cluster_name: CLUSTER_NAME,
         data_dir: &plan.dir,
-        listen: Listen {
-            client: plan.client,
-            peer: plan.peer,
-            http: plan.http,
-        },
+        listen: plan.listen(),
         join: Join { peers, token },
     };
     let text = toml::to_string(&config).context("could not write the node's configuration")?;
@@ -324,11 +328,7 @@ fn config(layout: &Layout, plan: &NodePlan, plans: &[NodePlan]) -> anyhow::Resul
         node_id: plan.node_id,
         cluster_name: CLUSTER_NAME,
         data_dir: &plan.dir,
-        listen: Listen {
-            client: plan.client,
-            peer: plan.peer,
-            http: plan.http,
-        },
+        listen: plan.listen(),
         cluster: ClusterConfig {
             shards: layout.shards,
             replication_factor: layout.nodes.min(REPLICATION_FACTOR_MAX),
