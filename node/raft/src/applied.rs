@@ -2,10 +2,16 @@
 //!
 //! Owner of no state. Invariant: membership log id ≤ last applied.
 
+use std::collections::BTreeMap;
+
 use bytes::{BufMut, Bytes};
+use openraft::impls::leader_id_adv::LeaderId;
 
 use crate::codec::{self, CodecError};
-use crate::types::{LogId, Member, Position, SnapshotMeta, StoredMembership, learners, voters};
+use crate::types::{
+    LogId, Member, Membership, Position, ReplicaNode, SnapshotMeta, StoredMembership, learners,
+    voters,
+};
 
 const VERSION: u8 = 1;
 
@@ -27,6 +33,32 @@ impl AppliedRecord {
             codec::put_log_id_option(buffer, self.last.as_ref());
             codec::put_stored_membership(buffer, &self.membership);
         })
+    }
+
+    /// The record of a group that begins with these voters and a state that each of them has
+    /// already. Started from it, replicas need no [`Group::initialize`](crate::Group::initialize);
+    /// it is as if the group had one entry, its membership, applied and purged.
+    #[must_use]
+    pub fn beginning(voters: &[Member]) -> AppliedRecord {
+        let nobody = LeaderId {
+            term: 0,
+            node_id: 0,
+        };
+        let first = LogId::new(nobody, 0);
+        let ids = voters.iter().map(|voter| voter.replica.0).collect();
+        let nodes: BTreeMap<u64, ReplicaNode> = voters
+            .iter()
+            .map(|voter| {
+                let node = voter.node.0;
+                (voter.replica.0, ReplicaNode { node })
+            })
+            .collect();
+        let membership = Membership::new(vec![ids], nodes);
+        let membership = membership.expect("every voter has a node");
+        AppliedRecord {
+            last: Some(first),
+            membership: StoredMembership::new(Some(first), membership),
+        }
     }
 
     /// Reads what [`AppliedRecord::encode`] wrote.

@@ -240,6 +240,16 @@ impl Group {
         Ok(true)
     }
 
+    /// Calls a usual election at once: of a group that nobody leads yet. Nothing happens when
+    /// this replica has no vote.
+    ///
+    /// # Errors
+    /// When the group has stopped.
+    pub async fn campaign(&self) -> Result<(), GroupError> {
+        let elected = self.inner.raft.trigger().elect(false).await;
+        elected.map_err(|fatal| stopped(self.inner.shard, &fatal))
+    }
+
     /// Changes who is a member, by way of a joint configuration where voters change. It begins
     /// only from the configuration `from` (see [`GroupStatus::config`]), so what was decided on
     /// long ago, or by somebody else, changes nothing.

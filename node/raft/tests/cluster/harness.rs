@@ -345,6 +345,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts a node anew, from a state that was put onto its disk.
+    pub async fn run_from(&mut self, place: usize, state: State) {
+        self.stop(place).await;
+        *self.nodes[place].disk.durable.lock() = state;
+        self.run(place).await;
+    }
+
     /// Stops a node; what its machine has not flushed is lost.
     pub async fn stop(&mut self, place: usize) {
         self.isolate(place);

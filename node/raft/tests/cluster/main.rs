@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use carillon_core::ids::{NodeId, ReplicaId};
 use carillon_raft::{
-    ENTRY_BYTES_MAX, Group, GroupError, Member, MemberChange, MembershipError, Outcome, Position,
-    ReadRefused, Role, TransferError,
+    AppliedRecord, ENTRY_BYTES_MAX, Group, GroupError, Member, MemberChange, MembershipError,
+    Outcome, Position, ReadRefused, Role, TransferError,
 };
-use harness::{Cluster, PATIENCE, fast, propose, until};
+use harness::{Cluster, PATIENCE, State, fast, propose, until};
 
 fn payload(number: usize) -> Bytes {
     Bytes::from(format!("payload {number}"))
@@ -231,6 +231,50 @@ async fn all_restart_after_purging() {
         .await
         .unwrap();
     assert_eq!(cluster.nodes[leader].group().status().purged, before);
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_begins_from_a_state_that_its_replicas_have() {
+    let mut cluster = Cluster::start(3, fast()).await;
+    let voters: Vec<Member> = cluster.nodes.iter().map(|node| node.me).collect();
+    let inherited = State {
+        applied: Some(AppliedRecord::beginning(&voters).encode()),
+        payloads: vec![(0, payload(0))],
+    };
+    // The third comes to it later, with nothing.
+    for place in 0..2 {
+        cluster.run_from(place, inherited.clone()).await;
+    }
+    cluster.nodes[0].group().campaign().await.unwrap();
+    cluster.leader().await;
+    for number in 1..20 {
+        cluster.propose(payload(number)).await;
+    }
+    assert_eq!(cluster.converged(20).await, payloads(0..20));
+    assert_eq!(cluster.nodes[2].installs(), 1);
+    for place in 0..3 {
+        let mut members = cluster.nodes[place].group().status().voters;
+        members.sort_unstable();
+        assert_eq!(members, voters);
+    }
+    // And again after all of them have restarted, two with what they flushed, one with nothing
+    // more than it began with.
+    for place in 0..2 {
+        cluster.nodes[place]
+            .group()
+            .flush_and_purge(0)
+            .await
+            .unwrap();
+    }
+    for place in 0..3 {
+        cluster.stop(place).await;
+    }
+    for place in 0..3 {
+        cluster.run(place).await;
+    }
+    cluster.propose(payload(20)).await;
+    assert_eq!(cluster.converged(21).await, payloads(0..21));
     cluster.end().await;
 }
 
