@@ -104,6 +104,26 @@ impl AdminClient {
             .await
     }
 
+    /// Splits a shard, at this slot or in the middle; answered when it is started.
+    pub async fn split_shard(
+        &self,
+        shard: u32,
+        slot: Option<u32>,
+    ) -> Result<admin::SplitShardResponse, ClientError> {
+        let request = admin::SplitShardRequest {
+            shard_id: shard,
+            slot,
+        };
+        self.caller
+            .call(
+                "split_shard",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).split_shard(request).await,
+            )
+            .await
+    }
+
     /// Hands the leadership of a shard to the replica on `node`; answered when it leads.
     pub async fn transfer_leader(
         &self,

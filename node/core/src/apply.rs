@@ -15,7 +15,8 @@ mod timeline;
 use bytes::BytesMut;
 
 use crate::command::Command;
-use crate::ids::{ConversationId, InboxSeq, Seq, ShardId, TimestampMs, UserId};
+use crate::ids::{ConversationId, InboxSeq, Seq, ShardId, Slot, SlotRange, TimestampMs, UserId};
+use crate::map::Replica;
 use crate::records::{MemberRecord, MessageRecord, Record, ShardClock};
 use crate::reply::{Refusal, Reply};
 use crate::view::View;
@@ -35,6 +36,7 @@ pub const EARLIER_STAYS_MAX: usize = 8;
 /// What a batch brings along: whose shard it is and when it was made.
 pub struct Context<'a> {
     shard: ShardId,
+    slots: SlotRange,
     at: TimestampMs,
     clock: &'a mut ShardClock,
     with_deliveries: bool,
@@ -42,11 +44,17 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The context of a batch of `shard` made at `at` by the leader's clock. `clock` is
-    /// part of the shard's state: keep it with `last_applied`.
-    pub fn new(shard: ShardId, at: TimestampMs, clock: &'a mut ShardClock) -> Self {
+    /// The context of a batch of `shard` made at `at` by the leader's clock. `slots` and
+    /// `clock` are part of the shard's state: keep them with `last_applied`.
+    pub fn new(
+        shard: ShardId,
+        slots: SlotRange,
+        at: TimestampMs,
+        clock: &'a mut ShardClock,
+    ) -> Self {
         Context {
             shard,
+            slots,
             at,
             clock,
             with_deliveries: true,
@@ -119,6 +127,16 @@ pub enum Event {
         /// Names the answer.
         nonce: u64,
     },
+    /// The shard ends before `at` from here on; a new one has the rest. Unlike the others this
+    /// is part of the state: every replica keeps it with the command.
+    Split {
+        /// The new shard.
+        new_shard: ShardId,
+        /// Its first slot.
+        at: Slot,
+        /// Its replicas.
+        replicas: Vec<Replica>,
+    },
 }
 
 /// One new inbox entry.
@@ -137,6 +155,10 @@ pub struct Delivery {
 /// # Panics
 /// When a record of the state is damaged.
 pub fn apply<V: View>(view: &mut V, context: &mut Context<'_>, command: Command) -> Effects {
+    if !command.is_within(context.slots) {
+        // Proposed before a split, or by somebody who does not know of it.
+        return Effects::reply(Reply::Moved);
+    }
     match command {
         Command::Send {
             conversation,
@@ -215,6 +237,22 @@ pub fn apply<V: View>(view: &mut V, context: &mut Context<'_>, command: Command)
             reply: Reply::Done,
             event: Some(Event::ChecksumRequested { nonce }),
         },
+        Command::Split {
+            new_shard,
+            at,
+            replicas,
+        } => {
+            let event = context.slots.split(at).map(|(before, _)| {
+                context.slots = before;
+                Event::Split {
+                    new_shard,
+                    at,
+                    replicas,
+                }
+            });
+            let reply = Reply::Done;
+            Effects { reply, event }
+        }
     }
 }
 

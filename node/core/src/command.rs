@@ -11,9 +11,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
 use crate::ids::{
-    ClientMessageId, ConversationId, ConversationName, DeviceId, InboxSeq, RequestId, Seq, Slot,
-    TimestampMs, UserId,
+    ClientMessageId, ConversationId, ConversationName, DeviceId, InboxSeq, RequestId, SLOTS, Seq,
+    ShardId, Slot, SlotRange, TimestampMs, UserId,
 };
+use crate::map::Replica;
 use crate::records::{read_option, write_option};
 
 /// The version of the batch that is written, and the only one so far.
@@ -32,6 +33,7 @@ mod tag {
     pub const ACK_CURSOR: u8 = 8;
     pub const CHECKSUM: u8 = 9;
     pub const PROBE: u8 = 10;
+    pub const SPLIT: u8 = 11;
 }
 
 /// One change of a shard's state.
@@ -132,6 +134,16 @@ pub enum Command {
         /// Makes it as large as it should be.
         filler: Bytes,
     },
+    /// Gives the shard's last slots to a new shard, with all that is in them. Does nothing
+    /// when that has been done.
+    Split {
+        /// The new shard.
+        new_shard: ShardId,
+        /// Its first slot.
+        at: Slot,
+        /// Its replicas, on the nodes that have the shard's.
+        replicas: Vec<Replica>,
+    },
 }
 
 impl Command {
@@ -145,9 +157,18 @@ impl Command {
             | Command::RemoveMembers { conversation, .. } => Some(conversation.slot()),
             Command::Deliver { users, .. } => users.first().map(UserId::slot),
             Command::MarkRead { user, .. } | Command::AckCursor { user, .. } => Some(user.slot()),
-            Command::AdvanceOutbox { .. } | Command::Checksum { .. } | Command::Probe { .. } => {
-                None
-            }
+            Command::AdvanceOutbox { .. }
+            | Command::Checksum { .. }
+            | Command::Probe { .. }
+            | Command::Split { .. } => None,
+        }
+    }
+
+    /// Whether a shard with these slots has all that the command is about.
+    pub(crate) fn is_within(&self, slots: SlotRange) -> bool {
+        match self {
+            Command::Deliver { users, .. } => users.iter().all(|user| slots.contains(user.slot())),
+            other => other.slot().is_none_or(|slot| slots.contains(slot)),
         }
     }
 
@@ -231,6 +252,19 @@ impl Command {
             Command::Probe { filler } => {
                 out.put_u8(tag::PROBE);
                 put_bytes(out, filler);
+            }
+            Command::Split {
+                new_shard,
+                at,
+                replicas,
+            } => {
+                out.put_u8(tag::SPLIT);
+                put_varint(out, u64::from(new_shard.0));
+                put_varint(out, u64::from(at.0));
+                put_varint(out, replicas.len() as u64);
+                for replica in replicas {
+                    replica.write(out);
+                }
             }
         }
     }
@@ -422,6 +456,23 @@ fn read_command(reader: &mut Reader<'_>) -> Result<Command, Corrupt> {
         tag::PROBE => Command::Probe {
             filler: reader.bytes()?,
         },
+        tag::SPLIT => {
+            let new_shard = ShardId(reader.varint32()?);
+            let at = match u16::try_from(reader.varint()?) {
+                Ok(slot) if slot < SLOTS => Slot(slot),
+                _ => return Err(reader.corrupt("a slot is too large")),
+            };
+            let count = reader.count()?;
+            let mut replicas = Vec::with_capacity(count);
+            for _ in 0..count {
+                replicas.push(Replica::read(reader)?);
+            }
+            Command::Split {
+                new_shard,
+                at,
+                replicas,
+            }
+        }
         _ => return Err(reader.corrupt("the command is unknown")),
     })
 }
@@ -465,15 +516,17 @@ pub fn encode_batch(at: TimestampMs, commands: &[Bytes]) -> Bytes {
 /// Whether an encoded command has to be the only one of its batch: the state right after
 /// it is looked at, so nothing may follow it in the same write.
 pub fn stands_alone(command: &[u8]) -> bool {
-    command.first() == Some(&tag::CHECKSUM)
+    matches!(command.first(), Some(&(tag::CHECKSUM | tag::SPLIT)))
 }
 
 /// Whether the first command of a batch is one that stands alone.
 pub fn is_standing_alone(batch: &[u8]) -> bool {
-    // Such a command has less than 128 bytes, so its length is one byte.
-    batch
-        .get(BATCH_HEADER_BYTES + 1..)
-        .is_some_and(stands_alone)
+    let Some(rest) = batch.get(BATCH_HEADER_BYTES..) else {
+        return false;
+    };
+    // Its length is before it: all bytes of it but the last have the highest bit.
+    let last = rest.iter().position(|byte| byte & 0x80 == 0);
+    last.is_some_and(|last| stands_alone(&rest[last + 1..]))
 }
 
 /// The commands of a batch, one after another. After an error it yields nothing more.

@@ -6,7 +6,7 @@
 //! are never used again; the epoch grows with every change.
 //!
 //! Code map: `meta` is the state machine's state, commands and answers; `registry` has the
-//! nodes, `moves` the replicas that are on their way, `policy` the operators' limits,
+//! nodes, `moves` the replicas that are on their way, `splits` the shards that become two, `policy` the operators' limits,
 //! `events` what happened, `refusal` why something did not; `first` makes a new cluster's
 //! map and checks it; `codec` has all their binary forms.
 
@@ -18,6 +18,7 @@ mod moves;
 mod policy;
 mod refusal;
 mod registry;
+mod splits;
 
 pub use self::events::{EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
@@ -28,6 +29,7 @@ pub use self::refusal::MetaRefusal;
 pub use self::registry::{
     DrainPurpose, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, NODE_TEXT_BYTES_MAX, Standing,
 };
+pub use self::splits::{SPLITS_MAX, Split, SplitReason, SplitRefusal};
 use crate::ids::{Epoch, MessageId, NodeId, ReplicaId, ShardId, Slot, SlotRange};
 use crate::placement::{PROBLEM_SHARDS_MAX, Zone};
 

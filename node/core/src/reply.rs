@@ -116,6 +116,9 @@ pub enum Reply {
     Refused(Refusal),
     /// What the meta group answers to its own commands.
     Meta(MetaReply),
+    /// Another shard has what it is about since a split; nothing was changed. Whoever leads
+    /// asks there, so no client gets this.
+    Moved,
 }
 
 /// Why a command changed nothing. The texts are for people, [`Refusal::reason`] is for
@@ -253,6 +256,7 @@ impl Reply {
                 out.put_u8(8);
                 put_bytes(out, &reply.encode());
             }
+            Reply::Moved => out.put_u8(9),
         }
     }
 
@@ -296,6 +300,7 @@ impl Reply {
             6 => Reply::Delivered,
             7 => Reply::Refused(Refusal::read(reader)?),
             8 => Reply::Meta(MetaReply::decode(&reader.bytes()?)?),
+            9 => Reply::Moved,
             _ => return Err(reader.corrupt("the reply is unknown")),
         };
         reader.finish()?;

@@ -65,6 +65,32 @@ impl SlotRange {
         (self.last.0 + 1).to_be_bytes()
     }
 
+    /// The slots before `at`, and those from it on; none when one of them would be empty.
+    pub fn split(self, at: Slot) -> Option<(SlotRange, SlotRange)> {
+        if at <= self.first || self.last < at {
+            return None;
+        }
+        let before = SlotRange {
+            first: self.first,
+            last: Slot(at.0 - 1),
+        };
+        let after = SlotRange {
+            first: at,
+            last: self.last,
+        };
+        Some((before, after))
+    }
+
+    /// Where it splits into equal parts; none of a single slot.
+    pub fn middle(self) -> Option<Slot> {
+        (self.first < self.last).then(|| Slot(self.first.0 + (self.last.0 - self.first.0) / 2 + 1))
+    }
+
+    /// Some slot is in both.
+    pub fn overlaps(self, other: SlotRange) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// The slots one after another.
     pub fn slots(self) -> impl Iterator<Item = Slot> {
         (self.first.0..=self.last.0).map(Slot)
@@ -80,6 +106,26 @@ impl fmt::Display for SlotRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_split_into_two_that_are_not_empty() {
+        let range = |first, last| SlotRange {
+            first: Slot(first),
+            last: Slot(last),
+        };
+        let whole = range(16, 31);
+        assert_eq!(whole.middle(), Some(Slot(24)));
+        assert_eq!(whole.split(Slot(24)), Some((range(16, 23), range(24, 31))));
+        assert_eq!(whole.split(Slot(31)), Some((range(16, 30), range(31, 31))));
+        for at in [0, 16, 32] {
+            assert_eq!(whole.split(Slot(at)), None, "at {at}");
+        }
+        assert_eq!(range(3, 4).middle(), Some(Slot(4)));
+        assert_eq!(range(3, 3).middle(), None);
+        let overlapping = [(0, 16), (20, 21), (31, 40)].map(|(a, b)| whole.overlaps(range(a, b)));
+        assert_eq!(overlapping, [true; 3]);
+        assert!(!whole.overlaps(range(0, 15)) && !whole.overlaps(range(32, 40)));
+    }
 
     #[test]
     fn slots_are_stable() {

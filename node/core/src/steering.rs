@@ -10,12 +10,12 @@
 
 //!
 //! The order of a plan: `members` (the meta group's own), `standings` (who is given up or
-//! back), `moves` (those that run), `leaders`, `starts` (new moves). `problem` asks the
+//! back), `moves` (those that run), `splits`, `leaders`, `starts` (new moves). `problem` asks the
 //! placement solver, once for each plan; `drain` tells operators how far a drain is and what
 //! it would break.
 //!
 //! Invariants: a plan has at most one change of members for each group; starts at most as
-//! many moves as the policy leaves; gives up at most one node; is empty, waits aside, when
+//! many moves as the policy leaves, and one split; gives up at most one node; is empty, waits aside, when
 //! all is as it should be.
 
 mod drain;
@@ -24,6 +24,7 @@ mod members;
 mod moves;
 mod problem;
 mod seen;
+mod splits;
 mod standings;
 mod starts;
 mod step;
@@ -34,6 +35,7 @@ pub use self::drain::{DrainDanger, DrainStatus, DrainStep, drain_danger, drain_s
 pub use self::leaders::{LEADER_TRANSFERS_PER_NODE_MAX, PREFERRED_LEADERS_MAX};
 pub use self::problem::{LOAD_STEP_PER_SECOND, SIZE_STEP_BYTES};
 pub use self::seen::{FollowerSeen, LAG_ENTRIES_MAX, MetaSeen, NodeSeen, Seen, ShardSeen};
+pub use self::splits::SPLIT_PAUSE_MS;
 pub use self::step::{Plan, Step, Wait};
 use crate::ids::{NodeId, ShardId};
 use crate::map::{MetaCommand, MetaState, Standing};
@@ -54,6 +56,8 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     planner.plan_standings();
     planner.plan_running_moves();
     planner.plan_strays();
+    planner.plan_running_splits();
+    planner.plan_new_split();
     let wishes = planner.wishes();
     planner.plan_leaders(&wishes);
     planner.plan_transfers();

@@ -7,9 +7,10 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{
-    JoinToken, META_SHARD, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, Standing,
+    JoinToken, META_SHARD, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, SplitReason,
+    Standing,
 };
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
@@ -21,8 +22,8 @@ use carillon_proto::admin::{
     ListShardsRequest, ListShardsResponse, MeasureAppendRequest, MeasureAppendResponse, Move,
     NodeStatus, ReplicaStatus, RestartNodeRequest, RestartNodeResponse, RotateJoinTokenRequest,
     RotateJoinTokenResponse, SetPolicyRequest, SetPolicyResponse, SetStandingRequest,
-    SetStandingResponse, ShardStatus, TransferLeaderRequest, TransferLeaderResponse,
-    TriggerSnapshotRequest, TriggerSnapshotResponse,
+    SetStandingResponse, ShardStatus, SplitShardRequest, SplitShardResponse, TransferLeaderRequest,
+    TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
 use carillon_proto::internal::{
     ChecksumRequest, FlushRequest, RestartRequest, SnapshotProgress, StatusResponse,
@@ -31,7 +32,9 @@ use carillon_proto::internal::{
 use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
-use self::convert::{policy_change, policy_to_proto, standing_from_proto, standing_to_proto};
+use self::convert::{
+    policy_change, policy_to_proto, split_to_proto, standing_from_proto, standing_to_proto,
+};
 use crate::gateway::errors::Failure;
 use crate::identity::random_id;
 use crate::node::Node;
@@ -77,6 +80,10 @@ fn refused(refusal: &MetaRefusal) -> Status {
         | MetaRefusal::NodeHoldsReplicas { .. }
         | MetaRefusal::NodeIsMoving { .. } => (Code::FailedPrecondition, "NODE_IN_USE"),
         MetaRefusal::Policy(_) => (Code::InvalidArgument, "POLICY_OUT_OF_RANGE"),
+        MetaRefusal::UnknownShard { .. } => (Code::NotFound, "SHARD_NOT_FOUND"),
+        MetaRefusal::Split(_) | MetaRefusal::ShardIsMoving { .. } => {
+            (Code::FailedPrecondition, "SHARD_NOT_SPLIT")
+        }
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
@@ -176,7 +183,7 @@ impl AdminService {
             .ok_or_else(|| {
                 let metadata = [("shard_id", shard.0.to_string())];
                 let text = format!(
-                    "shard {} does not exist; there are 1 to {}",
+                    "shard {} does not exist; there are {}",
                     shard.0,
                     meta.map.shards.len()
                 );
@@ -595,6 +602,36 @@ impl Admin for AdminService {
         Ok(Response::new(ForgetNodeResponse { changed }))
     }
 
+    async fn split_shard(
+        &self,
+        request: Request<SplitShardRequest>,
+    ) -> Result<Response<SplitShardResponse>, Status> {
+        let SplitShardRequest { shard_id, slot } = request.into_inner();
+        let shard = self.descriptor(ShardId(shard_id))?;
+        let slot = match slot {
+            // One that is too large is in no shard.
+            Some(slot) => Slot(u16::try_from(slot).unwrap_or(u16::MAX)),
+            None => shard.slots.middle().unwrap_or(shard.slots.first),
+        };
+        self.meta(MetaCommand::StartSplit {
+            shard_id: shard.shard_id,
+            slot,
+            reason: SplitReason::Asked,
+            epoch: None,
+            at: crate::shard::now(),
+        })
+        .await?;
+        let meta = self.node.cluster().meta();
+        let running = meta.splits.get(&shard.shard_id);
+        let new_shard_id = running
+            .map(|split| split.new_shard_id)
+            .or_else(|| meta.map.shard_of(slot).map(|shard| shard.shard_id));
+        Ok(Response::new(SplitShardResponse {
+            new_shard_id: new_shard_id.map_or(0, |shard| shard.0),
+            slot: u32::from(slot.0),
+        }))
+    }
+
     async fn list_moves(
         &self,
         _: Request<ListMovesRequest>,
@@ -643,6 +680,7 @@ impl Admin for AdminService {
         Ok(Response::new(ListMovesResponse {
             moves: moves.collect(),
             waits,
+            splits: meta.splits.values().map(split_to_proto).collect(),
         }))
     }
 

@@ -1,18 +1,21 @@
 //! What this node knows of the cluster: the shard map, the replicas it holds, the links
 //! to the others, and who leads what.
 //!
-//! Owner of the state: the meta group for the map (through [`Cluster::set_map`]), each
-//! replica for its leadership, `peer` for the links.
+//! Owner of the state: the meta group for the map (through [`Cluster::set_meta`]), the router
+//! for the routing that follows from it, each replica for its leadership, `peer` for the links.
+//!
+//! Invariant: the routing changes only by [`Router::reroute`](crate::router::Router::reroute),
+//! which hands over what waits; so what one caller submits for a slot stays in its order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::BufMut;
 use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{MetaState, ShardMap};
 use carillon_raft::Link;
-use parking_lot::RwLock;
-use tokio::sync::watch;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
 
 use crate::peer::frames;
 use crate::router::{Payload, Undone};
@@ -33,12 +36,19 @@ pub struct Route {
 pub struct Cluster {
     me: NodeId,
     meta: watch::Sender<Arc<MetaState>>,
-    slots: RwLock<Arc<[ShardId]>>,
+    routing: RwLock<Routing>,
+    routing_version: watch::Sender<u64>,
+    /// New shards that are known to exist, before the map has them.
+    split_off: Mutex<BTreeSet<ShardId>>,
+    reroute: Notify,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     relays: RwLock<HashMap<NodeId, Arc<Link>>>,
     /// What nodes that are linked now say that they lead.
     announced: RwLock<HashMap<ShardId, Route>>,
 }
+
+/// The shard of each slot; empty before there is a map.
+pub type Routing = Arc<[ShardId]>;
 
 impl Cluster {
     /// Knows nothing but itself.
@@ -46,7 +56,10 @@ impl Cluster {
         Arc::new(Self {
             me,
             meta: watch::Sender::new(Arc::new(MetaState::default())),
-            slots: RwLock::new(Arc::from([])),
+            routing: RwLock::new(Arc::from([])),
+            routing_version: watch::Sender::new(0),
+            split_off: Mutex::default(),
+            reroute: Notify::new(),
             replicas: RwLock::new(BTreeMap::new()),
             relays: RwLock::new(HashMap::new()),
             announced: RwLock::new(HashMap::new()),
@@ -70,13 +83,85 @@ impl Cluster {
 
     /// The meta group applied a change.
     pub fn set_meta(&self, state: Arc<MetaState>) {
-        *self.slots.write() = slot_table(&state.map);
         self.meta.send_replace(state);
+        let mut routing = self.routing.write();
+        if routing.is_empty() {
+            *routing = self.next_routing();
+        } else {
+            self.reroute.notify_one();
+        }
+    }
+
+    /// Another routing may be due.
+    pub fn look_at_routing(&self) {
+        self.reroute.notify_one();
+    }
+
+    /// Resolves when another routing may be due.
+    pub async fn reroute_due(&self) {
+        self.reroute.notified().await;
+    }
+
+    /// The shard's group has done its split, if it is being split.
+    pub fn split_is_done(&self, shard: ShardId) {
+        let meta = self.meta();
+        if let Some(split) = meta.splits.get(&shard) {
+            self.exists(split.new_shard_id);
+        }
+    }
+
+    /// A shard that a split makes has a leader, or a state.
+    fn exists(&self, new_shard: ShardId) {
+        if self.split_off.lock().insert(new_shard) {
+            self.reroute.notify_one();
+        }
+    }
+
+    /// The routing now.
+    pub fn routing(&self) -> Routing {
+        self.routing.read().clone()
+    }
+
+    /// A number that grows with every routing.
+    pub fn watch_routing(&self) -> watch::Receiver<u64> {
+        self.routing_version.subscribe()
+    }
+
+    /// Only for the router, which knows what has to move with it.
+    pub fn set_routing(&self, routing: Routing) {
+        *self.routing.write() = routing;
+        self.routing_version.send_modify(|version| *version += 1);
+    }
+
+    /// The routing that the map and the splits that are known to be done make.
+    pub fn next_routing(&self) -> Routing {
+        let meta = self.meta();
+        let mut table = slot_table(&meta.map);
+        let mut split_off = self.split_off.lock();
+        split_off.retain(|new_shard| meta.split_into(*new_shard).is_some());
+        for split in meta.splits.values() {
+            if split_off.contains(&split.new_shard_id)
+                && let Some(old) = meta.map.shard(split.shard_id)
+                && let Some(new) = split.new_shard(old)
+            {
+                let slots = usize::from(new.slots.first.0)..=usize::from(new.slots.last.0);
+                table[slots].fill(new.shard_id);
+            }
+        }
+        table.into()
+    }
+
+    /// The shards that have slots, by the routing.
+    pub fn routed_shards(&self) -> Vec<ShardId> {
+        let mut shards = self.routing().to_vec();
+        shards.dedup();
+        shards
     }
 
     /// The shard that owns a slot; shard 1 while no map is known, where nothing answers.
+    #[inline]
     pub fn shard_of(&self, slot: Slot) -> ShardId {
-        self.slots
+        self.routing
             .read()
             .get(usize::from(slot.0))
             .copied()
@@ -169,6 +254,9 @@ impl Cluster {
             // Kept also where a replica knows it, which may be deleted one day.
             announced.insert(shard, route);
         }
+        if self.meta().split_into(shard).is_some() {
+            self.exists(shard);
+        }
         self.replica(shard).is_none()
     }
 
@@ -184,13 +272,9 @@ impl Cluster {
             return None;
         }
         let meta = self.meta.borrow();
-        let descriptor = meta
-            .map
-            .shards
-            .iter()
-            .find(|descriptor| descriptor.shard_id == shard)?;
-        let up: Vec<NodeId> = descriptor
-            .replicas
+        let placed = meta.map.shard(shard).map(|placed| &placed.replicas);
+        let replicas = placed.or_else(|| meta.split_into(shard).map(|split| &split.replicas));
+        let up: Vec<NodeId> = replicas?
             .iter()
             .map(|replica| replica.node_id)
             .filter(|node| self.relay(*node).is_some_and(|link| link.is_up()))
@@ -237,9 +321,9 @@ impl Cluster {
     }
 }
 
-fn slot_table(map: &ShardMap) -> Arc<[ShardId]> {
+fn slot_table(map: &ShardMap) -> Vec<ShardId> {
     let Some(last) = map.shards.last() else {
-        return Arc::from([]);
+        return Vec::new();
     };
     let mut table = vec![last.shard_id; usize::from(carillon_core::ids::SLOTS)];
     for descriptor in &map.shards {
@@ -247,5 +331,5 @@ fn slot_table(map: &ShardMap) -> Arc<[ShardId]> {
             table[usize::from(slot)] = descriptor.shard_id;
         }
     }
-    table.into()
+    table
 }

@@ -7,9 +7,16 @@
 //! front in their order, and goes on with the next leader. Every operation is idempotent,
 //! so one whose outcome is unknown is simply sent again.
 //!
-//! Owner of the state: the lane's mutex. Callers' sinks are called outside of it.
+//! When slots get another shard, by a split, their operations change lanes (`handover`): the
+//! old lane stops and lets what is in flight settle, the new one waits for it. So operations of
+//! one slot stay in order across it.
+//!
+//! Owner of the state: the lane's mutex. Callers' sinks are called outside of it. Whoever holds
+//! two lanes' mutexes has taken that of the lane that hands over first.
 //!
 //! Invariant: an operation is in exactly one of waiting, in flight, undone, or completed.
+
+mod handover;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -57,6 +64,9 @@ pub enum OpError {
     /// This node is stopping.
     #[error("the node is stopping")]
     ShuttingDown,
+    /// It is about several slots, which do not have one shard any more: it is to be made anew.
+    #[error("the shard was split meanwhile")]
+    Moved,
     /// A bug or a damaged frame.
     #[error("internal error: {0}")]
     Internal(String),
@@ -108,6 +118,8 @@ pub enum Undone {
         /// Its value.
         max: u64,
     },
+    /// Not done: another shard has its slots since a split.
+    Moved,
     /// The leader could not understand it.
     Failed(String),
 }
@@ -128,6 +140,18 @@ struct Operation {
     payload: Payload,
     deadline: Option<Instant>,
     sink: Sink,
+    about: About,
+}
+
+/// What an operation is about.
+#[derive(Clone, Copy)]
+enum About {
+    /// One slot: it goes where the slot goes.
+    Slot(Slot),
+    /// Several, that had one shard when it was made.
+    Slots,
+    /// The meta group, which has none.
+    Meta,
 }
 
 #[derive(Default)]
@@ -151,6 +175,10 @@ struct LaneState {
     /// Replicas asked in vain since the last route, to take turns.
     probes: usize,
     probe_after: Option<Instant>,
+    /// Lanes that get operations from this one, once nothing is in flight any more.
+    leaving: Vec<ShardId>,
+    /// Lanes that this one gets operations from, before it may send any.
+    awaited: usize,
 }
 
 impl LaneState {
@@ -171,6 +199,16 @@ impl LaneState {
     /// What the lane keeps in memory: as above, and those that ended before an earlier one.
     fn kept(&self) -> usize {
         self.in_flight.len() + self.undone.len() + self.waiting.len()
+    }
+
+    /// With nothing in flight, puts what is undone in front of what waits, in order.
+    fn line_up(&mut self) {
+        self.first += self.in_flight.len() as u64;
+        self.in_flight.clear();
+        self.undone.sort_by_key(|(sequence, _)| *sequence);
+        while let Some((_, operation)) = self.undone.pop() {
+            self.waiting.push_front(operation);
+        }
     }
 
     /// Forgets those in flight that have ended, up to the first that has not.
@@ -195,6 +233,8 @@ pub struct Router {
     lanes: parking_lot::RwLock<Vec<Arc<Lane>>>,
     wake: Notify,
     closed: std::sync::atomic::AtomicBool,
+    /// One change of the routing at a time.
+    rerouting: Mutex<()>,
 }
 
 impl Router {
@@ -205,6 +245,7 @@ impl Router {
             lanes: parking_lot::RwLock::new(Vec::new()),
             wake: Notify::new(),
             closed: std::sync::atomic::AtomicBool::new(false),
+            rerouting: Mutex::new(()),
         })
     }
 
@@ -227,18 +268,35 @@ impl Router {
             payload: Payload::Command(command),
             deadline: Some(deadline),
             sink: Sink::Command { sink, request },
+            about: About::Slot(slot),
         };
         self.enter(self.shard_of(slot), operation);
     }
 
-    /// Submits a batch of deliveries to a shard; it is tried until the node stops.
+    /// Submits a batch of deliveries to a shard; it is tried until the node stops, or the shard
+    /// has no longer all of its users.
     pub fn deliver(&self, to: ShardId, batch: Bytes, sink: Arc<dyn DeliverSink>) {
         let operation = Operation {
             payload: Payload::Deliver(batch),
             deadline: None,
             sink: Sink::Deliver(sink),
+            about: About::Slots,
         };
         self.enter(to, operation);
+    }
+
+    /// Grows with every change of which shard has a slot.
+    pub fn routing_version(&self) -> u64 {
+        *self.cluster.watch_routing().borrow()
+    }
+
+    /// After [`OpError::Moved`] of something that was made at this version of the routing:
+    /// returns when there is a newer one, or soon, since this node may not know of it yet.
+    pub async fn rerouted(&self, version: u64) {
+        let mut routing = self.cluster.watch_routing();
+        let newer = routing.wait_for(|now| *now > version);
+        // Whether it came makes no difference: it is tried again.
+        let _ = tokio::time::timeout(PROBE_INTERVAL, newer).await;
     }
 
     /// Executes one command.
@@ -248,19 +306,20 @@ impl Router {
         command: Bytes,
         deadline: Instant,
     ) -> Result<Reply, OpError> {
-        self.command_to(self.shard_of(slot), command, deadline)
+        let shard = self.shard_of(slot);
+        self.command_to(shard, About::Slot(slot), command, deadline)
             .await
     }
 
-    /// Executes one command in a shard.
-    pub async fn command_to(
+    async fn command_to(
         &self,
         shard: ShardId,
+        about: About,
         command: Bytes,
         deadline: Instant,
     ) -> Result<Reply, OpError> {
         match self
-            .call(shard, Payload::Command(command), deadline)
+            .call(shard, about, Payload::Command(command), deadline)
             .await?
         {
             Response::Reply(reply) => Ok(reply),
@@ -277,7 +336,7 @@ impl Router {
         deadline: Instant,
     ) -> Result<MetaReply, OpError> {
         match self
-            .command_to(META_SHARD, command.encode(), deadline)
+            .command_to(META_SHARD, About::Meta, command.encode(), deadline)
             .await?
         {
             Reply::Meta(reply) => Ok(reply),
@@ -287,7 +346,8 @@ impl Router {
         }
     }
 
-    /// Reads from the leader of the shard that owns `slot`.
+    /// Reads from the leader of the shard that owns `slot`. A query about several users or
+    /// conversations ends with [`OpError::Moved`] when they have not one shard any more.
     pub async fn query(
         &self,
         slot: Slot,
@@ -296,7 +356,12 @@ impl Router {
     ) -> Result<internal::Answer, OpError> {
         let shard = self.shard_of(slot);
         let payload = Payload::Query(query.encode_to_vec().into());
-        match self.call(shard, payload, deadline).await? {
+        let about = if crate::query::is_about_several(&query) {
+            About::Slots
+        } else {
+            About::Slot(slot)
+        };
+        match self.call(shard, about, payload, deadline).await? {
             Response::Answer(bytes) => internal::Answer::decode(bytes).map_err(|error| {
                 OpError::Internal(format!("shard {shard} answered a damaged message: {error}"))
             }),
@@ -309,6 +374,7 @@ impl Router {
     async fn call(
         &self,
         shard: ShardId,
+        about: About,
         payload: Payload,
         deadline: Instant,
     ) -> Result<Response, OpError> {
@@ -319,6 +385,7 @@ impl Router {
                 payload,
                 deadline: Some(deadline),
                 sink: Sink::Call(sender),
+                about,
             },
         );
         receiver.await.unwrap_or(Err(OpError::ShuttingDown))
@@ -340,11 +407,19 @@ impl Router {
         lanes[index].clone()
     }
 
-    fn enter(&self, shard: ShardId, operation: Operation) {
-        let lane = self.lane(shard);
+    fn enter(&self, mut shard: ShardId, operation: Operation) {
         let mut completed = Completed::new();
-        {
+        loop {
+            let lane = self.lane(shard);
             let mut state = lane.state.lock();
+            // Looked up under the lock: a lane that hands over gets nothing more of it.
+            if let About::Slot(slot) = operation.about {
+                let owner = self.shard_of(slot);
+                if owner != shard {
+                    shard = owner;
+                    continue;
+                }
+            }
             if self.closed.load(std::sync::atomic::Ordering::Acquire) {
                 completed.push((operation.sink, Err(OpError::ShuttingDown)));
             } else if state.kept() >= LANE_OPERATIONS_MAX && operation.deadline.is_some() {
@@ -357,6 +432,7 @@ impl Router {
                 state.waiting.push_back(operation);
                 self.flow(&lane, &mut state, &mut completed);
             }
+            break;
         }
         finish(completed);
     }
@@ -364,6 +440,7 @@ impl Router {
     /// Sends what waits to the route, in order, for as long as it takes them.
     fn flow(&self, lane: &Lane, state: &mut LaneState, completed: &mut Completed) {
         if state.route.is_none() {
+            self.hand_over(lane, state, completed);
             self.recover(lane, state);
         }
         while let Some(route) = state.route {
@@ -402,11 +479,9 @@ impl Router {
         if state.route.is_some() || state.unsettled > 0 {
             return;
         }
-        state.first += state.in_flight.len() as u64;
-        state.in_flight.clear();
-        state.undone.sort_by_key(|(sequence, _)| *sequence);
-        while let Some((_, operation)) = state.undone.pop() {
-            state.waiting.push_front(operation);
+        state.line_up();
+        if state.awaited > 0 {
+            return;
         }
         let now = Instant::now();
         if state.waiting.is_empty() || state.probe_after.is_some_and(|after| after > now) {
@@ -442,14 +517,19 @@ impl Router {
     pub fn settle_all(&self, shard: ShardId, all: impl Iterator<Item = (u64, Settled)>) {
         let lane = self.lane(shard);
         let mut completed = Completed::new();
+        let mut moved = false;
         {
             let mut state = lane.state.lock();
             for (sequence, settled) in all {
+                moved |= matches!(settled, Err(Undone::Moved));
                 settle_one(&mut state, sequence, settled, &mut completed);
             }
             if state.route.is_none() || !state.waiting.is_empty() {
                 self.flow(&lane, &mut state, &mut completed);
             }
+        }
+        if moved {
+            self.cluster.split_is_done(shard);
         }
         finish(completed);
     }
@@ -575,7 +655,11 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
         Err(Undone::Failed(problem)) => {
             completed.push((operation.sink, Err(OpError::Internal(problem))))
         }
-        Err(Undone::Overloaded { .. }) => {
+        Err(Undone::Moved) if matches!(operation.about, About::Slots) => {
+            completed.push((operation.sink, Err(OpError::Moved)));
+        }
+        // Until this node knows where to, it is asked again after a moment.
+        Err(Undone::Moved | Undone::Overloaded { .. }) => {
             state.undone.push((sequence, operation));
             state.route = None;
             state.probe_after = Some(Instant::now() + PROBE_INTERVAL);

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Buf as _;
-use carillon_core::Refusal;
 use carillon_core::ids::{ReplicaId, SLOTS, Seq, SlotRange};
-use carillon_core::map::{MetaState, Replica, ShardDescriptor, ShardMap};
+use carillon_core::map::{MetaState, Replica, ShardDescriptor, ShardMap, Split, SplitReason};
+use carillon_core::{Refusal, TimestampMs};
 use carillon_raft::{LINK_BUFFER_BYTES_DEFAULT, Link, OutStream, next_frame};
 use futures_util::{FutureExt as _, StreamExt as _};
 use rand::rngs::StdRng;
@@ -25,6 +25,7 @@ const LATE: Duration = Duration::from_secs(600);
 /// An operation as it arrives at a leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Arrived {
+    shard: ShardId,
     sequence: u64,
     lead: Lead,
     request: u64,
@@ -46,6 +47,7 @@ impl Node {
             while let Some(frame) = next_frame(&mut self.packet).expect("whole frames") {
                 let mut body = frame.body;
                 all.push(Arrived {
+                    shard: frame.shard,
                     sequence: frame.correlation,
                     lead: Lead::read(&mut body).expect("a lead"),
                     request: body.get_u64_le(),
@@ -189,9 +191,29 @@ impl Fixture {
     }
 
     fn submit_until(&self, request: u64, deadline: Instant) {
+        self.submit_to(SLOT, request, deadline);
+    }
+
+    fn submit_to(&self, slot: Slot, request: u64, deadline: Instant) {
         let command = Bytes::copy_from_slice(&request.to_le_bytes());
         let sink = self.outcomes.clone();
-        self.router.submit(SLOT, command, deadline, sink, request);
+        self.router.submit(slot, command, deadline, sink, request);
+    }
+
+    /// The shard's second half is being split off.
+    fn split(&self) -> ShardId {
+        let mut meta = MetaState::clone(&self.router.cluster.meta());
+        let split = Split {
+            shard_id: SHARD,
+            new_shard_id: ShardId(2),
+            slot: Slot(SLOTS / 2),
+            replicas: meta.map.shards[0].replicas.clone(),
+            reason: SplitReason::Asked,
+            started_at: TimestampMs(0),
+        };
+        meta.splits.insert(SHARD, split);
+        self.router.cluster.set_meta(Arc::new(meta));
+        ShardId(2)
     }
 
     /// Batches of deliveries are request 0.
@@ -201,7 +223,8 @@ impl Fixture {
     }
 
     fn settle(&self, operation: Arrived, settled: Settled) {
-        self.router.settle(SHARD, operation.sequence, settled);
+        self.router
+            .settle(operation.shard, operation.sequence, settled);
     }
 
     /// The node that the router asks first, which the test lets lead, and the other one.
@@ -321,6 +344,59 @@ async fn an_announced_leader_is_asked_until_it_refuses() {
     cluster.forget_announced(fixture.third.id);
     assert_eq!(cluster.leader(SHARD), None);
     running.abort();
+}
+
+/// Slots get another shard while operations of them are in flight: nobody's later operation is
+/// sent before an earlier one has ended, and nothing is asked of a shard that has not the slot.
+#[tokio::test]
+async fn operations_go_where_their_slots_go() {
+    const FAR: Slot = Slot(SLOTS - 1);
+    let mut fixture = Fixture::new();
+    let later = Instant::now() + LATE;
+    let cluster = fixture.router.cluster.clone();
+    let third = |lead| Route {
+        node: fixture.third.id,
+        lead,
+    };
+    cluster.announced(SHARD, third(lead(5)));
+    cluster.announced(ShardId(2), third(lead(1)));
+    for request in 1..=4 {
+        let slot = if request % 2 == 0 { FAR } else { SLOT };
+        fixture.submit_to(slot, request, later);
+    }
+    fixture.deliver();
+    let asked = fixture.third.arrived();
+    assert_eq!(requests(&asked), [1, 2, 3, 4, 0]);
+
+    let new = fixture.split();
+    assert!(fixture.router.reroute().is_empty(), "before it is done");
+    fixture.settle(asked[0], replied(1));
+    // The shard says that it was split.
+    fixture.settle(asked[1], Err(Undone::Moved));
+    assert_eq!(fixture.router.reroute(), [new]);
+    assert!(fixture.router.reroute().is_empty(), "again");
+    fixture.submit_to(FAR, 5, later);
+    fixture.submit_to(SLOT, 6, later);
+    fixture.settle(asked[3], Err(Undone::Moved));
+    fixture.settle(asked[4], Err(Undone::Moved));
+    assert!(
+        fixture.third.arrived().is_empty(),
+        "something is sent while an earlier operation is in flight"
+    );
+    fixture.settle(asked[2], replied(3));
+    let mut again = fixture.third.arrived();
+    again.sort_by_key(|operation| (operation.shard, operation.request));
+    let by_shard = |shard| {
+        let of = again.iter().filter(|operation| operation.shard == shard);
+        of.map(|operation| operation.request).collect::<Vec<_>>()
+    };
+    assert_eq!((by_shard(SHARD), by_shard(new)), (vec![6], vec![2, 4, 5]));
+    for operation in again {
+        fixture.settle(operation, replied(operation.request));
+    }
+    assert_eq!(fixture.outcomes.ended(), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(fixture.outcomes.of(0), Some(Err(OpError::Moved)));
+    assert_eq!(fixture.router.outstanding(), 0);
 }
 
 /// Leaders that apply a part of what they are sent, in its order, and say in any order what
@@ -490,7 +566,9 @@ async fn a_call_ends_at_its_deadline_without_any_leader() {
     fixture.third.lose();
     tokio::spawn(fixture.router.clone().run());
     let deadline = Instant::now() + Duration::from_millis(20);
-    let outcome = fixture.router.command_to(SHARD, Bytes::new(), deadline);
+    let outcome = fixture
+        .router
+        .command_to(SHARD, About::Slot(SLOT), Bytes::new(), deadline);
     let outcome = tokio::time::timeout(PATIENCE, outcome).await;
     let expected = Err(OpError::DeadlineExceeded { shard: SHARD.0 });
     assert_eq!(outcome.expect("a deadline"), expected);
@@ -584,9 +662,12 @@ async fn closing_ends_everything_once() {
     }
     fixture.submit(5);
     assert_eq!(fixture.outcomes.of(5), Some(Err(OpError::ShuttingDown)));
-    let late = fixture
-        .router
-        .command_to(SHARD, Bytes::new(), Instant::now() + LATE);
+    let late = fixture.router.command_to(
+        SHARD,
+        About::Slot(SLOT),
+        Bytes::new(),
+        Instant::now() + LATE,
+    );
     assert_eq!(late.await, Err(OpError::ShuttingDown));
     fixture.router.close();
     assert!(fixture.third.arrived().is_empty());

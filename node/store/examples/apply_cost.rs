@@ -47,7 +47,7 @@ impl Bench {
         let mut clock = self.shard.clock();
         let id = self.shard.id();
         let mut batch = self.shard.begin();
-        let mut context = Context::new(id, reader.at(), &mut clock);
+        let mut context = Context::new(id, SlotRange::ALL, reader.at(), &mut clock);
         let replies: Vec<_> = reader
             .map(|command| {
                 let command = command.expect("just encoded");

@@ -5,7 +5,8 @@
 
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use carillon_core::ids::{ShardId, Slot, SlotRange};
 use carillon_core::records::ShardClock;
 use carillon_core::{ReadView, View};
 use parking_lot::MutexGuard;
@@ -16,6 +17,17 @@ use crate::error::StoreError;
 use crate::record::{self, AppliedRecord};
 use crate::scan::{self, ScanRange};
 use crate::shard::{Held, Shared};
+
+/// The shard that [`ShardBatch::commit_split`] makes.
+#[derive(Debug, Clone, Copy)]
+pub struct SplitOff<'a> {
+    /// Its id.
+    pub id: ShardId,
+    /// Its first slot.
+    pub at: Slot,
+    /// What the raft layer wants to find with its state.
+    pub applied: &'a [u8],
+}
 
 /// The open batch of a shard. Made by [`crate::ShardStore::begin`]. Readers of the shard wait
 /// while it is open. It changes what is held by the shard, so it must be committed once it has
@@ -47,15 +59,54 @@ impl<'a> ShardBatch<'a> {
     /// # Errors
     /// [`StoreError::Poisoned`]: the process must stop.
     pub fn commit(mut self, applied: &[u8], clock: ShardClock) -> Result<(), StoreError> {
+        let slots = self.shared.slots();
+        self.end(applied, clock, slots)?;
+        self.shared.committed(&mut self.held)
+    }
+
+    /// The same, and in the same atomic step the shard keeps the slots before `new.at` only; a
+    /// new shard has the others, with all that is in them and with this clock.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    ///
+    /// # Panics
+    /// When one of the two would have no slot.
+    pub fn commit_split(
+        mut self,
+        applied: &[u8],
+        clock: ShardClock,
+        new: &SplitOff<'_>,
+    ) -> Result<(), StoreError> {
+        let shared = self.shared;
+        let parts = shared.slots().split(new.at);
+        let (before, after) = parts.expect("both parts of a split have slots");
+        self.end(applied, clock, before)?;
+        let mut record = BytesMut::new();
+        record::encode(new.applied, &clock, after, &mut record);
+        // What is held of the other slots must be where the new shard looks for it.
+        shared.write(&mut self.held, Some((new.id, &record)))?;
+        shared.set_slots(before);
+        self.held.forget();
+        Ok(())
+    }
+
+    fn end(
+        &mut self,
+        applied: &[u8],
+        clock: ShardClock,
+        slots: SlotRange,
+    ) -> Result<(), StoreError> {
         self.shared.engine.check()?;
         self.shared.engine.hit("store.before_commit");
-        record::encode(applied, &clock, &mut self.held.record);
+        record::encode(applied, &clock, slots, &mut self.held.record);
         *self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,
+            slots: Some(slots),
         });
         self.open = false;
-        self.shared.committed(&mut self.held)
+        Ok(())
     }
 
     fn change(&mut self, key: &[u8], value: Option<&[u8]>) {

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use carillon_core::ids::ShardId;
+use carillon_core::ids::{ShardId, SlotRange};
 
 /// An error of the state store.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -58,6 +58,16 @@ pub enum StoreError {
         path: PathBuf,
         /// What does not match.
         reason: String,
+    },
+    /// A snapshot is of slots that the shard does not have. Nothing was changed.
+    #[error("shard {shard} has slots {has} and cannot take a snapshot of slots {came}")]
+    SnapshotSlots {
+        /// The shard.
+        shard: ShardId,
+        /// What it has.
+        has: SlotRange,
+        /// What the snapshot has.
+        came: SlotRange,
     },
     /// A file outside the database could not be read or written. Nothing was changed.
     #[error("cannot {operation} {}: {reason}", path.display())]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use carillon_core::ids::ShardId;
+use carillon_core::ids::{ShardId, SlotRange};
 use carillon_core::records::ShardClock;
 use rocksdb::SstFileWriter;
 
@@ -40,7 +40,7 @@ mod point {
 
 impl ShardStore {
     /// Replaces the shard's state by the files of a snapshot, and its applied record by
-    /// `applied` and `clock`. Atomic and durable: after a crash the shard is either as before
+    /// `applied`, `clock` and `slots`, which must be some of those that it has. Atomic and durable: after a crash the shard is either as before
     /// or as the snapshot.
     ///
     /// The files are consumed, also when this fails after their verification. They come from a
@@ -54,11 +54,12 @@ impl ShardStore {
         files: &[SnapshotFile],
         applied: &[u8],
         clock: ShardClock,
+        slots: SlotRange,
     ) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         let engine = &shared.engine;
         engine.check()?;
-        self.verify(files)?;
+        self.verify(files, slots)?;
         // Readers keep seeing what was committed until the snapshot takes its place.
         shared.write_held()?;
         let staging = Staging::create(engine, shared.id)?;
@@ -71,16 +72,18 @@ impl ShardStore {
             take_over(&file.path, &path)?;
             staged.push(path);
         }
-        staged.push(self.stage_record(&staging, applied, &clock)?);
+        staged.push(self.stage_record(&staging, applied, &clock, slots)?);
 
         // The ingestion holds all writers back while it flushes what overlaps: with this flush
         // before it, that is little.
         engine.flush()?;
         engine.ingest(staged)?;
+        shared.set_slots(slots);
         shared.lock().forget();
         self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,
+            slots: Some(slots),
         });
         engine.hit(point::INGESTED);
         engine.hit(point::BEFORE_CLEAR_MARKER);
@@ -89,14 +92,23 @@ impl ShardStore {
     }
 
     /// Checks the files against their descriptions: content, slots, order.
-    fn verify(&self, files: &[SnapshotFile]) -> Result<(), StoreError> {
+    fn verify(&self, files: &[SnapshotFile], slots: SlotRange) -> Result<(), StoreError> {
+        let had = self.shared.slots();
+        if slots.first < had.first || had.last < slots.last {
+            return Err(StoreError::SnapshotSlots {
+                shard: self.shared.id,
+                has: had,
+                came: slots,
+            });
+        }
+        let within = |key: &[u8]| &slots.key_start()[..] <= key && key < &slots.key_end()[..];
         let mut previous: Option<&Bytes> = None;
         for file in files {
             let refused = |reason: &str| Err(StoreError::snapshot_file(&file.path, reason));
             if file.first_key > file.last_key {
                 return refused("its first key is after its last");
             }
-            if !self.shared.owns(&file.first_key) || !self.shared.owns(&file.last_key) {
+            if !within(&file.first_key) || !within(&file.last_key) {
                 return refused("it has keys outside the slots of the shard");
             }
             if previous.is_some_and(|previous| *previous >= file.first_key) {
@@ -119,7 +131,9 @@ impl ShardStore {
 
     fn stage_tombstone(&self, staging: &Staging) -> Result<PathBuf, StoreError> {
         staging.table("clear.sst", |writer| {
-            writer.delete_range(self.shared.slots.key_start(), self.shared.slots.key_end())
+            // All slots that it had: what a split has taken from it meanwhile is nobody's here.
+            let slots = self.shared.slots();
+            writer.delete_range(slots.key_start(), slots.key_end())
         })
     }
 
@@ -128,9 +142,10 @@ impl ShardStore {
         staging: &Staging,
         applied: &[u8],
         clock: &ShardClock,
+        slots: SlotRange,
     ) -> Result<PathBuf, StoreError> {
         let mut value = BytesMut::new();
-        record::encode(applied, clock, &mut value);
+        record::encode(applied, clock, slots, &mut value);
         staging.table("applied.sst", |writer| {
             writer.put(self.shared.applied_key, &value)
         })

@@ -20,6 +20,7 @@
 //!   committed batches.
 //! - The record cache of a shard equals the engine's content for the keys that it holds and
 //!   that no commit held back has changed.
+//! - A split is one write: after a crash both shards are there, or the one that there was.
 //! - An installed snapshot replaces a shard's slot range and applied record in one atomic step
 //!   of the engine: before or after a crash, never between.
 //!
@@ -41,7 +42,7 @@ mod shard;
 mod snapshot;
 mod store;
 
-pub use batch::ShardBatch;
+pub use batch::{ShardBatch, SplitOff};
 pub use cache::CacheStats;
 pub use error::StoreError;
 pub use options::{Failpoint, FatalHook, StoreOptions};

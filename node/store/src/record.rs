@@ -1,8 +1,10 @@
 //! The applied record of a shard: written with every batch, so that state and position never
-//! part. Key `FF FF ‖ shard id`, value `version ‖ clock length ‖ clock ‖ applied`.
+//! part. Key `FF FF ‖ shard id`, value
+//! `version ‖ first slot ‖ last slot ‖ clock length ‖ clock ‖ applied`, the slots big-endian.
+//! Version 1 has no slots.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use carillon_core::ids::ShardId;
+use carillon_core::ids::{ShardId, Slot, SlotRange};
 use carillon_core::records::{Record, ShardClock};
 
 use crate::error::StoreError;
@@ -11,7 +13,9 @@ use crate::error::StoreError;
 pub(crate) const RESERVED_PREFIX: [u8; 2] = [0xFF, 0xFF];
 /// End of the applied records: one more than the largest shard id.
 pub(crate) const APPLIED_END: [u8; 7] = [0xFF; 7];
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+const VERSION_WITHOUT_SLOTS: u8 = 1;
+const SLOTS_BYTES: usize = 4;
 
 /// How far a shard has applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +24,8 @@ pub(crate) struct AppliedRecord {
     pub(crate) applied: Bytes,
     /// The message id generator's position.
     pub(crate) clock: ShardClock,
+    /// What the shard holds; none in a record of version 1.
+    pub(crate) slots: Option<SlotRange>,
 }
 
 pub(crate) type AppliedKey = [u8; 6];
@@ -37,32 +43,47 @@ pub(crate) fn shard_of_applied_key(key: &[u8]) -> Result<ShardId, StoreError> {
 }
 
 /// Writes the record into `out`, which is cleared first.
-pub(crate) fn encode(applied: &[u8], clock: &ShardClock, out: &mut BytesMut) {
+pub(crate) fn encode(applied: &[u8], clock: &ShardClock, slots: SlotRange, out: &mut BytesMut) {
     out.clear();
     out.put_u8(VERSION);
+    out.put_u16(slots.first.0);
+    out.put_u16(slots.last.0);
     out.put_u8(0);
+    let start = out.len();
     clock.encode(out);
-    out[1] = u8::try_from(out.len() - 2).expect("an encoded clock is below 256 bytes");
+    out[start - 1] = u8::try_from(out.len() - start).expect("an encoded clock is short");
     out.extend_from_slice(applied);
 }
 
 pub(crate) fn decode(value: &Bytes) -> Result<AppliedRecord, StoreError> {
     let what = "applied record";
-    let [version, clock_len, ..] = value[..] else {
+    let (slots, clock_at) = match value[..] {
+        [VERSION_WITHOUT_SLOTS, ..] => (None, 1),
+        [VERSION, a, b, c, d, ..] => {
+            let first = Slot(u16::from_be_bytes([a, b]));
+            let last = Slot(u16::from_be_bytes([c, d]));
+            if last < first {
+                return Err(corrupt(what, "its slots are reversed"));
+            }
+            (Some(SlotRange { first, last }), 1 + SLOTS_BYTES)
+        }
+        [] | [VERSION, ..] => return Err(corrupt(what, "it is shorter than its header")),
+        [version, ..] => return Err(corrupt(what, format_args!("version {version} is unknown"))),
+    };
+    let Some(clock_len) = value.get(clock_at) else {
         return Err(corrupt(what, "it is shorter than its header"));
     };
-    if version != VERSION {
-        return Err(corrupt(what, format_args!("version {version} is unknown")));
-    }
-    let clock_end = 2 + usize::from(clock_len);
+    let clock_start = clock_at + 1;
+    let clock_end = clock_start + usize::from(*clock_len);
     if value.len() < clock_end {
         return Err(corrupt(what, "its clock is cut off"));
     }
-    let clock =
-        ShardClock::decode_slice(&value[2..clock_end]).map_err(|error| corrupt(what, error))?;
+    let clock = ShardClock::decode_slice(&value[clock_start..clock_end])
+        .map_err(|error| corrupt(what, error))?;
     Ok(AppliedRecord {
         applied: value.slice(clock_end..),
         clock,
+        slots,
     })
 }
 
@@ -80,11 +101,22 @@ mod tests {
     #[test]
     fn round_trip() {
         let clock = ShardClock::default();
+        let slots = SlotRange {
+            first: Slot(256),
+            last: Slot(511),
+        };
         let mut out = BytesMut::new();
-        encode(b"position", &clock, &mut out);
-        let record = decode(&out.freeze()).unwrap();
+        encode(b"position", &clock, slots, &mut out);
+        let bytes = out.freeze();
+        let record = decode(&bytes).unwrap();
         assert_eq!(record.applied, &b"position"[..]);
         assert_eq!(record.clock, clock);
+        assert_eq!(record.slots, Some(slots));
+        // As it was before shards could be split.
+        let old = [&[VERSION_WITHOUT_SLOTS], &bytes[1 + SLOTS_BYTES..]].concat();
+        let old = decode(&Bytes::from(old)).unwrap();
+        assert_eq!((old.applied, old.clock), (record.applied, record.clock));
+        assert_eq!(old.slots, None);
         assert_eq!(
             shard_of_applied_key(&applied_key(ShardId(7))).unwrap(),
             ShardId(7)
@@ -96,7 +128,10 @@ mod tests {
         for bytes in [
             &b""[..],
             b"\x01",
-            b"\x02\x00",
+            b"\x03\x00",
+            b"\x02\x00\x00\x00\x01",
+            b"\x02\x00\x02\x00\x01\x00",
+            b"\x02\x00\x00\x00\x01\xff\x00",
             b"\x01\xff\x00",
             b"\x01\x03\xff\xff\xff",
         ] {

@@ -15,11 +15,11 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use carillon_core::ReadView;
-use carillon_core::ids::{ShardId, SlotRange};
+use carillon_core::ids::{ShardId, Slot, SlotRange};
 use carillon_core::records::ShardClock;
 use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{ReadOptions, WriteBatch, WriteOptions};
@@ -42,7 +42,8 @@ const ENGINE_BYTES_PER_CHANGE: usize = 8;
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     pub(crate) id: ShardId,
-    pub(crate) slots: SlotRange,
+    /// The first and the last slot, 16 bits each: a split takes the last ones away.
+    slots: AtomicU32,
     pub(crate) applied_key: AppliedKey,
     /// Commits are held that the engine does not have.
     behind: AtomicBool,
@@ -85,7 +86,7 @@ impl Shared {
         Self {
             engine,
             id,
-            slots,
+            slots: AtomicU32::new(packed(slots)),
             applied_key: record::applied_key(id),
             behind: AtomicBool::new(false),
             held: Mutex::new(Held {
@@ -100,6 +101,18 @@ impl Shared {
         }
     }
 
+    pub(crate) fn slots(&self) -> SlotRange {
+        let packed = self.slots.load(Ordering::Acquire);
+        SlotRange {
+            first: Slot((packed >> 16) as u16),
+            last: Slot(packed as u16),
+        }
+    }
+
+    pub(crate) fn set_slots(&self, slots: SlotRange) {
+        self.slots.store(packed(slots), Ordering::Release);
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock()
     }
@@ -110,7 +123,7 @@ impl Shared {
         if held.overlay.bytes_len() < self.held_bytes_max {
             return Ok(());
         }
-        self.write(held)
+        self.write(held, None)
     }
 
     /// Lets the engine have everything committed so far.
@@ -125,7 +138,7 @@ impl Shared {
         if !self.behind.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.write(&mut held)
+        self.write(&mut held, None)
     }
 
     /// For reads, which cannot return an error.
@@ -135,7 +148,12 @@ impl Shared {
         }
     }
 
-    fn write(&self, held: &mut Held) -> Result<(), StoreError> {
+    /// Writes what is held, and with it the applied record of another shard.
+    pub(crate) fn write(
+        &self,
+        held: &mut Held,
+        also: Option<(ShardId, &[u8])>,
+    ) -> Result<(), StoreError> {
         self.engine.check()?;
         self.engine.hit("store.before_write");
         let overlay = &mut held.overlay;
@@ -149,6 +167,9 @@ impl Shared {
             }
         }
         writes.put(self.applied_key, &held.record);
+        if let Some((shard, record)) = also {
+            writes.put(record::applied_key(shard), record);
+        }
         self.engine.write(writes, &held.write_options)?;
 
         let cache = held.cache.get_mut();
@@ -163,8 +184,13 @@ impl Shared {
     }
 
     pub(crate) fn owns(&self, key: &[u8]) -> bool {
-        &self.slots.key_start()[..] <= key && key < &self.slots.key_end()[..]
+        let slots = self.slots();
+        &slots.key_start()[..] <= key && key < &slots.key_end()[..]
     }
+}
+
+fn packed(slots: SlotRange) -> u32 {
+    u32::from(slots.first.0) << 16 | u32::from(slots.last.0)
 }
 
 /// The writer of one shard. Made by [`crate::Store::shard`]; while it exists, no other writer
@@ -177,23 +203,16 @@ pub struct ShardStore {
 
 impl ShardStore {
     /// A writer whose slots are entered in `claims`; it removes them when it is dropped.
-    pub(crate) fn claimed(shared: Arc<Shared>, claims: Claims) -> Self {
+    pub(crate) fn claimed(
+        shared: Arc<Shared>,
+        claims: Claims,
+        record: Option<AppliedRecord>,
+    ) -> Self {
         Self {
             shared,
             claims,
-            record: None,
+            record,
         }
-    }
-
-    /// Reads the applied record as of the last commit.
-    pub(crate) fn load_record(&mut self) -> Result<(), StoreError> {
-        let engine = &self.shared.engine;
-        self.record = engine
-            .get(&self.shared.applied_key)
-            .map(|value| record::decode(&value))
-            .transpose()
-            .map_err(|error| engine.poison_with(error))?;
-        Ok(())
     }
 
     /// The shard's id.
@@ -205,7 +224,7 @@ impl ShardStore {
     /// The slots that the shard holds.
     #[must_use]
     pub fn slots(&self) -> SlotRange {
-        self.shared.slots
+        self.shared.slots()
     }
 
     /// The `applied` bytes of the last commit or installed snapshot; after [`crate::Store::open`]
@@ -255,7 +274,8 @@ impl ShardStore {
         shared.engine.check()?;
         shared.write_held()?;
         let mut writes = WriteBatch::default();
-        writes.delete_range(shared.slots.key_start(), shared.slots.key_end());
+        let slots = shared.slots();
+        writes.delete_range(slots.key_start(), slots.key_end());
         writes.delete(shared.applied_key);
         shared
             .engine
@@ -268,10 +288,9 @@ impl ShardStore {
     /// Approximate size on disk, in bytes; what no flush has written yet is not counted.
     #[must_use]
     pub fn approximate_bytes(&self) -> u64 {
-        let shared = &self.shared;
-        shared
-            .engine
-            .approximate_bytes(&shared.slots.key_start(), &shared.slots.key_end())
+        let slots = self.shared.slots();
+        let engine = &self.shared.engine;
+        engine.approximate_bytes(&slots.key_start(), &slots.key_end())
     }
 
     /// How the record cache is doing.
@@ -307,10 +326,10 @@ impl ShardReader {
         self.shared.id
     }
 
-    /// The slots that the shard holds.
+    /// The slots that the shard holds now.
     #[must_use]
     pub fn slots(&self) -> SlotRange {
-        self.shared.slots
+        self.shared.slots()
     }
 
     /// Everything committed so far (for a reader of a snapshot: in that snapshot), state and

@@ -101,11 +101,17 @@ pub struct SnapshotProgress {
 pub struct ShardSnapshot {
     reader: ShardReader,
     record: Option<AppliedRecord>,
+    slots: SlotRange,
 }
 
 impl ShardSnapshot {
     pub(crate) fn new(reader: ShardReader, record: Option<AppliedRecord>) -> Self {
-        Self { reader, record }
+        let slots = record.as_ref().and_then(|record| record.slots);
+        Self {
+            slots: slots.unwrap_or_else(|| reader.shared.slots()),
+            reader,
+            record,
+        }
     }
 
     /// The shard's id.
@@ -117,7 +123,7 @@ impl ShardSnapshot {
     /// The slots that the snapshot covers.
     #[must_use]
     pub fn slots(&self) -> SlotRange {
-        self.reader.shared.slots
+        self.slots
     }
 
     /// The `applied` bytes of the last commit in the snapshot; none if there was none.
@@ -236,7 +242,7 @@ impl ShardSnapshot {
     /// Visits every state key in order, without filling the block cache with them.
     fn each(&self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let engine = &self.reader.shared.engine;
-        let slots = self.reader.shared.slots;
+        let slots = self.slots;
         let mut iterator = engine.iterate(
             &slots.key_start(),
             &slots.key_end(),

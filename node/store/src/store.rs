@@ -13,12 +13,11 @@ use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::install;
 use crate::options::StoreOptions;
-use crate::record::{self, APPLIED_END, RESERVED_PREFIX};
+use crate::record::{self, APPLIED_END, AppliedRecord, RESERVED_PREFIX};
 use crate::shard::{ShardStore, Shared};
 
 /// A shard that is open.
 pub(crate) struct Claim {
-    slots: SlotRange,
     shared: Arc<Shared>,
 }
 
@@ -80,17 +79,21 @@ impl Store {
         })
     }
 
-    /// Opens a shard for writing; its applied record is what was durable.
+    /// Opens a shard for writing; its applied record is what was durable. One that has none
+    /// holds these slots, any other those that it had.
     ///
     /// # Errors
     /// [`StoreError::InUse`] when another open shard has one of the slots;
     /// [`StoreError::Corrupt`] when its applied record does not decode.
-    pub fn shard(&self, id: ShardId, slots: SlotRange) -> Result<ShardStore, StoreError> {
+    pub fn shard(&self, id: ShardId, slots_if_new: SlotRange) -> Result<ShardStore, StoreError> {
         self.engine.check()?;
         let mut claims = self.claims.lock();
-        let taken = claims.iter().find(|(open, claimed)| {
-            **open == id || (claimed.slots.first <= slots.last && slots.first <= claimed.slots.last)
-        });
+        let record = self.record(id)?;
+        let slots = record.as_ref().and_then(|record| record.slots);
+        let slots = slots.unwrap_or(slots_if_new);
+        let taken = claims
+            .iter()
+            .find(|(open, claim)| **open == id || claim.shared.slots().overlaps(slots));
         if let Some((&open, _)) = taken {
             return Err(StoreError::InUse { wanted: id, open });
         }
@@ -103,15 +106,30 @@ impl Store {
             self.hash_seed,
         ));
         let claim = Claim {
-            slots,
             shared: Arc::clone(&shared),
         };
         claims.insert(id, claim);
         drop(claims);
-        // From here on the writer gives its claim back when it is dropped, also on an error.
-        let mut shard = ShardStore::claimed(shared, Arc::clone(&self.claims));
-        shard.load_record()?;
-        Ok(shard)
+        Ok(ShardStore::claimed(
+            shared,
+            Arc::clone(&self.claims),
+            record,
+        ))
+    }
+
+    fn record(&self, id: ShardId) -> Result<Option<AppliedRecord>, StoreError> {
+        let value = self.engine.get(&record::applied_key(id));
+        let record = value.map(|value| record::decode(&value)).transpose();
+        record.map_err(|error| self.engine.poison_with(error))
+    }
+
+    /// The open shard that has one of these slots.
+    #[must_use]
+    pub fn holder(&self, slots: SlotRange) -> Option<ShardId> {
+        let claims = self.claims.lock();
+        let mut open = claims.iter();
+        open.find(|(_, claim)| claim.shared.slots().overlaps(slots))
+            .map(|(id, _)| *id)
     }
 
     /// Makes every commit that returned before this call durable, for all shards together, and
@@ -134,6 +152,25 @@ impl Store {
     /// # Errors
     /// [`StoreError::Poisoned`], [`StoreError::Corrupt`]: the process must stop.
     pub fn applied(&self) -> Result<BTreeMap<ShardId, Bytes>, StoreError> {
+        let records = self.records()?.into_iter();
+        Ok(records
+            .map(|(shard, record)| (shard, record.applied))
+            .collect())
+    }
+
+    /// The slots and the `applied` bytes of every shard whose slots were kept with its latest
+    /// commit, open or not.
+    ///
+    /// # Errors
+    /// As of [`Store::applied`].
+    pub fn shards(&self) -> Result<BTreeMap<ShardId, (SlotRange, Bytes)>, StoreError> {
+        let records = self.records()?.into_iter();
+        Ok(records
+            .filter_map(|(shard, record)| Some((shard, (record.slots?, record.applied))))
+            .collect())
+    }
+
+    fn records(&self) -> Result<BTreeMap<ShardId, AppliedRecord>, StoreError> {
         self.engine.check()?;
         let open: Vec<_> = self
             .claims
@@ -144,7 +181,7 @@ impl Store {
         for shard in open {
             shard.write_held()?;
         }
-        let mut applied = BTreeMap::new();
+        let mut records = BTreeMap::new();
         let mut iterator = self
             .engine
             .iterate(&RESERVED_PREFIX, &APPLIED_END, None, true);
@@ -153,13 +190,13 @@ impl Store {
             let entry = record::shard_of_applied_key(key)
                 .and_then(|shard| Ok((shard, record::decode(&Bytes::copy_from_slice(value))?)));
             let (shard, record) = entry.map_err(|error| self.engine.poison_with(error))?;
-            applied.insert(shard, record.applied);
+            records.insert(shard, record);
             iterator.next();
         }
         iterator
             .status()
             .map_err(|error| self.engine.poison("a scan of applied records", error))?;
-        Ok(applied)
+        Ok(records)
     }
 
     /// The shards whose install of a snapshot was under way when the process last ended. Each

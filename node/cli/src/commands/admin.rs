@@ -4,6 +4,7 @@ mod check;
 mod membership;
 mod policy;
 pub(crate) mod roll;
+mod split;
 mod top;
 
 use std::process::ExitCode;
@@ -19,6 +20,9 @@ use crate::arguments::{Cluster, Output};
 use crate::output::{self, Paint};
 use crate::present;
 
+/// The exit code when what was started is not done within `--timeout`; it goes on.
+const NOT_DONE: u8 = 3;
+
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
     /// The cluster at a glance.
@@ -29,6 +33,8 @@ pub enum AdminCommand {
     Shards(ShardsArguments),
     /// Hand the leadership of a shard to another node.
     Transfer(TransferArguments),
+    /// Make two shards of one, on the same nodes; nothing is copied.
+    Split(split::SplitArguments),
     /// Empty a node: of leaders, or of everything.
     Drain(membership::DrainArguments),
     /// Let a node keep what it has and get nothing new.
@@ -110,6 +116,7 @@ pub async fn run(
         }
         AdminCommand::Shards(arguments) => shards(&admin, &arguments, output).await?,
         AdminCommand::Transfer(arguments) => transfer(&admin, &arguments, output).await?,
+        AdminCommand::Split(arguments) => return split::run(&admin, &arguments, output).await,
         AdminCommand::Drain(arguments) => {
             return membership::drain(&admin, &arguments, output).await;
         }

@@ -199,6 +199,10 @@ pub(super) fn advance_outbox(
     items: &[(ConversationId, Seq)],
 ) -> Effects {
     for (conversation, upto) in items {
+        if !cx.slots.contains(conversation.slot()) {
+            // Another shard has it since a split, and delivers it by itself.
+            continue;
+        }
         let keys = ConversationKeys::new(conversation);
         let key = keys.outbox();
         // Without a marker everything is delivered: this is an old worker's late word.

@@ -4,6 +4,7 @@
 mod commands;
 mod events;
 mod replies;
+mod splits;
 
 use std::collections::BTreeMap;
 
@@ -12,19 +13,21 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{
     ConfigVersion, DrainPurpose, DrainStart, Event, JoinToken, MetaCommand, MetaReply, MetaState,
     Move, MoveId, MoveReason, MoveStep, NodeInfo, Policy, PolicyChange, Replica, ShardDescriptor,
-    ShardMap, Standing,
+    ShardMap, Split, Standing,
 };
 use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange, TimestampMs};
 use crate::placement::Zone;
 use crate::records::{read_option, write_option};
 
-/// The version that is written, and the only one so far.
-const VERSION: u8 = 1;
+/// The version that is written.
+const VERSION: u8 = 2;
+/// The oldest that is read. It has no splits.
+const VERSION_MIN: u8 = 1;
 
 /// Gives a type `encode` and `decode` around its `write` and `read`.
 macro_rules! versioned {
-    ($type:ident, $what:literal) => {
+    ($type:ident, $what:literal, $read:expr) => {
         impl $type {
             /// The version and the fields in a buffer of their own.
             pub fn encode(&self) -> Bytes {
@@ -40,10 +43,11 @@ macro_rules! versioned {
             /// [`Corrupt`] when it is something else.
             pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
                 let mut reader = Reader::borrowed($what, bytes);
-                if reader.u8()? != VERSION {
+                let version = reader.u8()?;
+                if !(VERSION_MIN..=VERSION).contains(&version) {
                     return Err(reader.corrupt("its version is unknown"));
                 }
-                let value = $type::read(&mut reader)?;
+                let value = ($read)(&mut reader, version)?;
                 reader.finish()?;
                 Ok(value)
             }
@@ -51,10 +55,10 @@ macro_rules! versioned {
     };
 }
 
-versioned!(ShardMap, "shard map");
-versioned!(MetaState, "meta state");
-versioned!(MetaCommand, "meta command");
-versioned!(MetaReply, "meta reply");
+versioned!(ShardMap, "shard map", |reader, _| ShardMap::read(reader));
+versioned!(MetaState, "meta state", MetaState::read);
+versioned!(MetaCommand, "meta command", MetaCommand::read);
+versioned!(MetaReply, "meta reply", |reader, _| MetaReply::read(reader));
 
 fn put_text(out: &mut BytesMut, text: &str) {
     put_bytes(out, text.as_bytes());
@@ -109,12 +113,12 @@ impl NodeInfo {
 }
 
 impl Replica {
-    fn write(self, out: &mut BytesMut) {
+    pub(crate) fn write(self, out: &mut BytesMut) {
         put_varint(out, self.replica_id.0);
         put_varint(out, self.node_id.0);
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
         Ok(Replica {
             replica_id: ReplicaId(reader.varint()?),
             node_id: NodeId(reader.varint()?),
@@ -209,6 +213,8 @@ impl Policy {
             lost_nodes_max,
             snapshot_kib_per_s_max,
             balance,
+            shard_gib_max,
+            shard_commands_per_s_max,
         } = *self;
         for number in [
             down_after_s,
@@ -221,10 +227,12 @@ impl Policy {
             put_varint(out, u64::from(number));
         }
         out.put_u8(u8::from(balance));
+        put_varint(out, u64::from(shard_gib_max));
+        put_varint(out, u64::from(shard_commands_per_s_max));
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(Policy {
+    fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
+        let mut policy = Policy {
             down_after_s: reader.varint32()?,
             failure_replacement_after_s: reader.varint32()?,
             moves_max: reader.varint32()?,
@@ -232,7 +240,13 @@ impl Policy {
             lost_nodes_max: reader.varint32()?,
             snapshot_kib_per_s_max: reader.varint32()?,
             balance: reader.flag()?,
-        })
+            ..Policy::default()
+        };
+        if version > 1 {
+            policy.shard_gib_max = reader.varint32()?;
+            policy.shard_commands_per_s_max = reader.varint32()?;
+        }
+        Ok(policy)
     }
 }
 
@@ -246,6 +260,8 @@ impl PolicyChange {
             lost_nodes_max,
             snapshot_kib_per_s_max,
             balance,
+            shard_gib_max,
+            shard_commands_per_s_max,
         } = *self;
         for number in [
             down_after_s,
@@ -262,11 +278,16 @@ impl PolicyChange {
         write_option(out, balance.as_ref(), |balance, out| {
             out.put_u8(u8::from(*balance));
         });
+        for number in [shard_gib_max, shard_commands_per_s_max] {
+            write_option(out, number.as_ref(), |number, out| {
+                put_varint(out, u64::from(*number));
+            });
+        }
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+    fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
         let mut number = || read_option(reader, |reader| reader.varint32());
-        Ok(PolicyChange {
+        let mut change = PolicyChange {
             down_after_s: number()?,
             failure_replacement_after_s: number()?,
             moves_max: number()?,
@@ -274,7 +295,13 @@ impl PolicyChange {
             lost_nodes_max: number()?,
             snapshot_kib_per_s_max: number()?,
             balance: read_option(reader, |reader| reader.flag())?,
-        })
+            ..PolicyChange::default()
+        };
+        if version > 1 {
+            change.shard_gib_max = read_option(reader, |reader| reader.varint32())?;
+            change.shard_commands_per_s_max = read_option(reader, |reader| reader.varint32())?;
+        }
+        Ok(change)
     }
 }
 
@@ -383,11 +410,14 @@ impl MetaState {
             last_founding_replica_id,
             next_node_id,
             next_move_id,
+            next_shard_id,
             policy,
             map,
             standings,
             drains,
             moves,
+            splits,
+            last_split_at,
             events,
         } = self;
         put_text(out, cluster_id);
@@ -419,10 +449,16 @@ impl MetaState {
         for event in events {
             event.write(out);
         }
+        put_varint(out, u64::from(next_shard_id.0));
+        put_varint(out, splits.len() as u64);
+        for split in splits.values() {
+            split.write(out);
+        }
+        put_signed(out, last_split_at.0);
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        let state = MetaState {
+    fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
+        let mut state = MetaState {
             cluster_id: reader.text()?,
             cluster_name: reader.text()?,
             join_token: JoinToken(reader.text()?),
@@ -431,7 +467,8 @@ impl MetaState {
             last_founding_replica_id: ReplicaId(reader.varint()?),
             next_node_id: NodeId(reader.varint()?),
             next_move_id: MoveId(reader.varint()?),
-            policy: Policy::read(reader)?,
+            next_shard_id: ShardId(0),
+            policy: Policy::read(reader, version)?,
             map: ShardMap::read(reader)?,
             standings: read_list(reader, |reader| {
                 Ok((read_node_id(reader)?, Standing::read(reader)?))
@@ -449,8 +486,19 @@ impl MetaState {
             .into_iter()
             .collect(),
             moves: read_moves(reader)?,
+            splits: BTreeMap::new(),
+            last_split_at: TimestampMs(0),
             events: read_list(reader, Event::read)?.into(),
         };
+        if version == 1 {
+            let last = state.map.shards.iter().map(|shard| shard.shard_id.0).max();
+            state.next_shard_id = ShardId(last.unwrap_or(0) + 1);
+        } else {
+            state.next_shard_id = ShardId(reader.varint32()?);
+            let splits = read_list(reader, Split::read)?.into_iter();
+            state.splits = splits.map(|split| (split.shard_id, split)).collect();
+            state.last_split_at = TimestampMs(reader.signed()?);
+        }
         let registered = state.map.nodes.iter().map(|node| node.node_id);
         if !registered.eq(state.standings.keys().copied()) {
             return Err(reader.corrupt("nodes and standings differ"));

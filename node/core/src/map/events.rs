@@ -6,7 +6,8 @@ use std::fmt;
 
 use super::moves::{Move, MoveId, MoveReason};
 use super::registry::Standing;
-use crate::ids::{NodeId, ShardId, TimestampMs};
+use super::splits::SplitReason;
+use crate::ids::{NodeId, ShardId, Slot, TimestampMs};
 
 /// How many events are kept.
 pub const EVENTS_MAX: usize = 512;
@@ -78,6 +79,24 @@ pub enum EventKind {
         /// Why it was.
         reason: MoveReason,
     },
+    /// A shard is being split.
+    SplitStarted {
+        /// The shard.
+        shard_id: ShardId,
+        /// The new one.
+        new_shard_id: ShardId,
+        /// Its first slot.
+        slot: Slot,
+        /// Why.
+        reason: SplitReason,
+    },
+    /// A shard has become two.
+    SplitFinished {
+        /// The shard.
+        shard_id: ShardId,
+        /// The new one.
+        new_shard_id: ShardId,
+    },
     /// The policy is another one.
     PolicyChanged,
     /// The old join token is worth nothing any more.
@@ -139,6 +158,22 @@ impl fmt::Display for EventKind {
             } => write!(
                 f,
                 "move {move_id} of shard {shard_id} was cancelled ({reason})"
+            ),
+            EventKind::SplitStarted {
+                shard_id,
+                new_shard_id,
+                slot,
+                reason,
+            } => write!(
+                f,
+                "shard {shard_id} is being split at slot {slot}, into shard {new_shard_id} too ({reason})"
+            ),
+            EventKind::SplitFinished {
+                shard_id,
+                new_shard_id,
+            } => write!(
+                f,
+                "shard {shard_id} was split into itself and shard {new_shard_id}"
             ),
             EventKind::PolicyChanged => f.write_str("the policy was changed"),
             EventKind::JoinTokenRotated => f.write_str("the join token was changed"),

@@ -15,8 +15,9 @@ use super::refusal::MetaRefusal;
 use super::registry::{
     self, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, Standing, check_node, check_text,
 };
+use super::splits::{self, Split, SplitReason};
 use super::{NODE_TEXT_BYTES_MAX, NodeInfo, ShardDescriptor, ShardMap};
-use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
+use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, Slot, TimestampMs};
 
 /// What the meta group keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct MetaState {
     pub next_node_id: NodeId,
     /// The next move's number.
     pub next_move_id: MoveId,
+    /// The next shard's number.
+    pub next_shard_id: ShardId,
     /// What operators set.
     pub policy: Policy,
     /// Where everything is.
@@ -48,6 +51,10 @@ pub struct MetaState {
     pub drains: BTreeMap<NodeId, DrainStart>,
     /// What is on its way, by shard.
     pub moves: BTreeMap<ShardId, Move>,
+    /// Shards that are being split.
+    pub splits: BTreeMap<ShardId, Split>,
+    /// When the last split ended; 0 when there was none.
+    pub last_split_at: TimestampMs,
     /// What happened, oldest first; at most [`EVENTS_MAX`](super::EVENTS_MAX).
     pub events: VecDeque<Event>,
 }
@@ -201,6 +208,27 @@ pub enum MetaCommand {
         /// The proposer's clock.
         at: TimestampMs,
     },
+    /// Starts to split a shard.
+    StartSplit {
+        /// The shard.
+        shard_id: ShardId,
+        /// The first slot of the new one.
+        slot: Slot,
+        /// Why.
+        reason: SplitReason,
+        /// Of the map that the decision was made on; refused when it is another by now. None of
+        /// an operator, who means it whatever else changes.
+        epoch: Option<Epoch>,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// The shard's group has done it, and the new shard's has a leader: the map gets it.
+    FinishSplit {
+        /// The new shard.
+        new_shard_id: ShardId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
 }
 
 /// The answer to a [`MetaCommand`].
@@ -321,6 +349,22 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
         MetaCommand::CancelMove { move_id } => moves::cancel(state, move_id),
         MetaCommand::FinishMove { move_id, at } => moves::finish(state, move_id, at),
         MetaCommand::EndCancelledMove { move_id, at } => moves::end_cancelled(state, move_id, at),
+        MetaCommand::StartSplit {
+            shard_id,
+            slot,
+            reason,
+            epoch,
+            at,
+        } => {
+            let asked = splits::Asked {
+                shard_id,
+                slot,
+                reason,
+                epoch,
+            };
+            splits::start(state, &asked, at)
+        }
+        MetaCommand::FinishSplit { new_shard_id, at } => splits::finish(state, new_shard_id, at),
     }
 }
 
@@ -372,11 +416,14 @@ fn create(
         last_founding_replica_id: ReplicaId(last_replica.unwrap_or(0)),
         next_node_id: NodeId(last_node + 1),
         next_move_id: MoveId(1),
+        next_shard_id: ShardId(map.shards.len() as u32 + 1),
         policy: Policy::default(),
         standings: active.collect(),
         drains: BTreeMap::new(),
         map,
         moves: BTreeMap::new(),
+        splits: BTreeMap::new(),
+        last_split_at: TimestampMs(0),
         events: VecDeque::new(),
     })
 }

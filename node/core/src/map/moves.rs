@@ -17,6 +17,7 @@ use super::events::EventKind;
 use super::meta::{MetaReply, MetaState};
 use super::refusal::MetaRefusal;
 use super::registry::Standing;
+use super::splits::SplitRefusal;
 use super::{Replica, ShardDescriptor};
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 
@@ -140,7 +141,7 @@ impl MetaState {
             .find(|running| running.move_id == move_id)
     }
 
-    /// The replica is in the map or in a move: its node is to keep it.
+    /// The replica is in the map, in a move or in a split: its node is to keep it.
     pub fn names_replica(&self, shard_id: ShardId, replica_id: ReplicaId) -> bool {
         let shard = self.map.shard(shard_id);
         let placed = shard.into_iter().flat_map(|shard| &shard.replicas);
@@ -148,8 +149,11 @@ impl MetaState {
         let moving = moving
             .into_iter()
             .flat_map(|one| one.add.iter().chain(&one.remove));
+        let split_off = self.split_into(shard_id);
+        let split_off = split_off.into_iter().flat_map(|split| &split.replicas);
         placed
             .chain(moving)
+            .chain(split_off)
             .any(|replica| replica.replica_id == replica_id)
     }
 
@@ -200,6 +204,14 @@ pub(super) fn start(
             shard_id,
             move_id: running.move_id,
         });
+    }
+    if let Some(running) = state.splits.get(&shard_id) {
+        let new_shard_id = running.new_shard_id;
+        return Err(SplitRefusal::Running {
+            shard_id,
+            new_shard_id,
+        }
+        .into());
     }
     if asked.epoch != state.map.epoch {
         return Err(MetaRefusal::OtherEpoch {

@@ -29,6 +29,12 @@ pub struct Policy {
     pub snapshot_kib_per_s_max: u32,
     /// Moves replicas from full nodes to empty ones. Default true.
     pub balance: bool,
+    /// A shard that takes up more than so many GiB on a node is split. Default 32; from 1 to
+    /// 1,048,576, or 0 for never.
+    pub shard_gib_max: u32,
+    /// A shard that has more commands per second to apply, over about a minute, is split.
+    /// Default 50,000; from 100 to 1,000,000, or 0 for never.
+    pub shard_commands_per_s_max: u32,
 }
 
 impl Default for Policy {
@@ -41,6 +47,8 @@ impl Default for Policy {
             lost_nodes_max: 1,
             snapshot_kib_per_s_max: 64 << 10,
             balance: true,
+            shard_gib_max: 32,
+            shard_commands_per_s_max: 50_000,
         }
     }
 }
@@ -62,6 +70,10 @@ pub struct PolicyChange {
     pub snapshot_kib_per_s_max: Option<u32>,
     /// As in [`Policy`].
     pub balance: Option<bool>,
+    /// As in [`Policy`].
+    pub shard_gib_max: Option<u32>,
+    /// As in [`Policy`].
+    pub shard_commands_per_s_max: Option<u32>,
 }
 
 impl PolicyChange {
@@ -79,6 +91,10 @@ impl PolicyChange {
                 .snapshot_kib_per_s_max
                 .unwrap_or(policy.snapshot_kib_per_s_max),
             balance: self.balance.unwrap_or(policy.balance),
+            shard_gib_max: self.shard_gib_max.unwrap_or(policy.shard_gib_max),
+            shard_commands_per_s_max: self
+                .shard_commands_per_s_max
+                .unwrap_or(policy.shard_commands_per_s_max),
         }
     }
 }
@@ -93,6 +109,8 @@ impl From<Policy> for PolicyChange {
             lost_nodes_max: Some(policy.lost_nodes_max),
             snapshot_kib_per_s_max: Some(policy.snapshot_kib_per_s_max),
             balance: Some(policy.balance),
+            shard_gib_max: Some(policy.shard_gib_max),
+            shard_commands_per_s_max: Some(policy.shard_commands_per_s_max),
         }
     }
 }
@@ -112,6 +130,10 @@ pub enum PolicyLimit {
     LostNodes = 5,
     /// [`Policy::snapshot_kib_per_s_max`].
     SnapshotRate = 6,
+    /// [`Policy::shard_gib_max`].
+    ShardSize = 7,
+    /// [`Policy::shard_commands_per_s_max`].
+    ShardLoad = 8,
 }
 
 impl fmt::Display for PolicyLimit {
@@ -123,6 +145,8 @@ impl fmt::Display for PolicyLimit {
             PolicyLimit::MovesPerNode => "moves_per_node_max",
             PolicyLimit::LostNodes => "lost_nodes_max",
             PolicyLimit::SnapshotRate => "snapshot_kib_per_s_max",
+            PolicyLimit::ShardSize => "shard_gib_max",
+            PolicyLimit::ShardLoad => "shard_commands_per_s_max",
         })
     }
 }
@@ -146,6 +170,9 @@ const FAILURE_REPLACEMENT_AFTER_S_MAX: u32 = 7 * 24 * 3_600;
 const MOVES_MAX: u32 = 64;
 const SNAPSHOT_KIB_PER_S_MIN: u32 = 64;
 const SNAPSHOT_KIB_PER_S_MAX: u32 = 16 << 20;
+const SHARD_GIB_MAX: u32 = 1 << 20;
+const SHARD_COMMANDS_PER_S_MIN: u32 = 100;
+const SHARD_COMMANDS_PER_S_MAX: u32 = 1_000_000;
 
 impl Policy {
     /// Checks the numbers.
@@ -195,7 +222,20 @@ impl Policy {
             self.snapshot_kib_per_s_max,
             SNAPSHOT_KIB_PER_S_MIN,
             SNAPSHOT_KIB_PER_S_MAX,
-        )
+        )?;
+        if self.shard_gib_max > 0 {
+            let actual = self.shard_gib_max;
+            check(PolicyLimit::ShardSize, actual, 1, SHARD_GIB_MAX)?;
+        }
+        if self.shard_commands_per_s_max > 0 {
+            check(
+                PolicyLimit::ShardLoad,
+                self.shard_commands_per_s_max,
+                SHARD_COMMANDS_PER_S_MIN,
+                SHARD_COMMANDS_PER_S_MAX,
+            )?;
+        }
+        Ok(())
     }
 
     /// [`snapshot_kib_per_s_max`](Self::snapshot_kib_per_s_max) in bytes.

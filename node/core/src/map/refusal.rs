@@ -6,6 +6,7 @@ use super::MapError;
 use super::moves::{MoveId, MoveStep};
 use super::policy::PolicyError;
 use super::registry::Standing;
+use super::splits::SplitRefusal;
 use crate::ids::{Epoch, NodeId, ShardId};
 
 /// Why a [`MetaCommand`](super::MetaCommand) changed nothing.
@@ -207,6 +208,9 @@ pub enum MetaRefusal {
         /// The number.
         move_id: MoveId,
     },
+    /// The shard is not split, or not moved while it is.
+    #[error(transparent)]
+    Split(#[from] SplitRefusal),
     /// The move is at another step.
     #[error("move {move_id} is {step}, which does not allow it")]
     WrongStep {

@@ -146,10 +146,13 @@ impl Planner<'_> {
     }
 
     /// Why the shard's group is in no state to move.
-    fn group_hindrance(&self, shard: &ShardDescriptor) -> Option<&'static str> {
+    pub(super) fn group_hindrance(&self, shard: &ShardDescriptor) -> Option<&'static str> {
         let Some(seen) = self.seen.shards.get(&shard.shard_id) else {
             return Some("it has no leader");
         };
+        if self.state.splits.contains_key(&shard.shard_id) {
+            return Some("it is being split");
+        }
         if seen.changing || self.changing.contains(&shard.shard_id) {
             return Some("its group's members are changing");
         }

@@ -46,6 +46,15 @@ pub enum Step {
         /// What it was decided on.
         config: ConfigVersion,
     },
+    /// Let the shard's group do its split. It does it once, whenever it is told.
+    Split {
+        /// The shard.
+        shard_id: ShardId,
+        /// Where its leader is.
+        leader: NodeId,
+        /// The shard that it makes.
+        new_shard_id: ShardId,
+    },
     /// Let another voter lead. Of the meta group when the shard is
     /// [`META_SHARD`](crate::map::META_SHARD).
     TransferLeader {

@@ -6,7 +6,7 @@ use carillon_core::read::{
     self, Direction, Membership, MessagesQuery, inbox_page, messages_page, rows_page,
 };
 use carillon_core::records::{Record, Role, ShardClock};
-use carillon_core::{BatchReader, Context, InboxSeq, Seq, apply};
+use carillon_core::{BatchReader, Context, InboxSeq, Seq, SlotRange, apply};
 
 use crate::driver::{Driver, SHARD, user};
 
@@ -117,7 +117,7 @@ impl Driver {
             let commands: Vec<_> = now.iter().map(|(_, command, _)| command.clone()).collect();
             let batch = BatchReader::new(encode_batch(*at, &commands)).expect("a batch");
             assert_eq!((batch.at(), batch.remaining()), (*at, size));
-            let mut cx = Context::new(SHARD, batch.at(), &mut clock);
+            let mut cx = Context::new(SHARD, SlotRange::ALL, batch.at(), &mut clock);
             for (command, (_, _, effects)) in batch.zip(now) {
                 let command = command.expect("a command");
                 assert_eq!(apply(&mut view, &mut cx, command), *effects);

@@ -137,7 +137,7 @@ impl Driver {
         let decoded = Command::decode(&encoded).expect("what was encoded decodes");
         assert_eq!(decoded, *command);
         let before = self.view.clone();
-        let mut cx = Context::new(SHARD, self.now, &mut self.clock);
+        let mut cx = Context::new(SHARD, SlotRange::ALL, self.now, &mut self.clock);
         let effects = apply(&mut self.view, &mut cx, decoded);
         if matches!(effects.reply, Reply::Refused(_)) {
             assert_eq!(self.view, before, "a refused command changes nothing");

@@ -39,7 +39,7 @@ impl Chat {
     }
 
     pub fn apply(&mut self, command: Command) -> Effects {
-        let mut cx = Context::new(ShardId(1), self.now, &mut self.clock);
+        let mut cx = Context::new(ShardId(1), SlotRange::ALL, self.now, &mut self.clock);
         apply(&mut self.view, &mut cx, command)
     }
 

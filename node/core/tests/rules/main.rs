@@ -1,8 +1,10 @@
 //! The rules one by one, with named cases: refusals and limits, members who leave and come
-//! back, the window in which sends are recognised, read positions in long inboxes, pages.
+//! back, the window in which sends are recognised, read positions in long inboxes, pages, shards
+//! that are split.
 
 mod chat;
 mod members;
 mod pages;
+mod splits;
 mod timeline;
 mod unread;

@@ -87,7 +87,7 @@ fn unread_is_exact_and_quickly_found_in_a_long_inbox() {
             view: &mut chat.view,
             gets: Cell::new(0),
         };
-        let mut cx = Context::new(ShardId(1), START, &mut chat.clock);
+        let mut cx = Context::new(ShardId(1), SlotRange::ALL, START, &mut chat.clock);
         let command = Command::MarkRead {
             user: al.clone(),
             conversation: to.clone(),

@@ -2,14 +2,15 @@
 
 use carillon_core::map::{
     ConfigVersion, DrainPurpose, JoinToken, MetaCommand, MetaRefusal, MetaReply, MetaState,
-    MoveReason, NodeInfo, Standing, apply_meta, initial_map,
+    MoveReason, NodeInfo, PolicyChange, SplitReason, SplitRefusal, Standing, apply_meta,
+    initial_map,
 };
 use carillon_core::placement::Zone;
 use carillon_core::steering::{
-    DrainDanger, FollowerSeen, MetaSeen, NodeSeen, Plan, SIZE_STEP_BYTES, Seen, ShardSeen, Step,
-    drain_danger, plan,
+    DrainDanger, FollowerSeen, MetaSeen, NodeSeen, Plan, SIZE_STEP_BYTES, SPLIT_PAUSE_MS, Seen,
+    ShardSeen, Step, drain_danger, plan,
 };
-use carillon_core::{NodeId, ShardId, TimestampMs};
+use carillon_core::{NodeId, ShardId, Slot, TimestampMs};
 
 const AT: TimestampMs = TimestampMs(1_000);
 
@@ -375,4 +376,149 @@ fn a_drained_node_does_not_keep_others_from_being_balanced() {
     set(&mut state, 3, Standing::DRAINING_FOR_REMOVAL, false);
     let started = starts(&plan(&state, &seen));
     assert!(!started.iter().any(balances), "{started:?}");
+}
+
+/// The only split that is proposed.
+fn started(plan: &Plan) -> Option<(ShardId, SplitReason)> {
+    let mut starts = plan.steps.iter().filter_map(|step| match step {
+        Step::Propose(MetaCommand::StartSplit {
+            shard_id, reason, ..
+        }) => Some((*shard_id, *reason)),
+        _ => None,
+    });
+    let first = starts.next();
+    assert!(starts.next().is_none(), "{plan:#?}");
+    first
+}
+
+#[test]
+fn what_has_become_too_much_is_split_one_after_the_other() {
+    let mut state = cluster(3, 4, 3);
+    let mut seen = healthy(&state);
+    assert_eq!(started(&plan(&state, &seen)), None);
+    let shard = |seen: &mut Seen, id: u32, gib: u64, load: u64| {
+        let shard = seen.shards.get_mut(&ShardId(id)).expect("it is seen");
+        (shard.size_bytes, shard.load_per_second) = (gib << 30, load);
+    };
+    shard(&mut seen, 2, 33, 0);
+    shard(&mut seen, 3, 1, 70_000);
+    let first = plan(&state, &seen);
+    assert_eq!(started(&first), Some((ShardId(3), SplitReason::Load)));
+    for step in first.steps {
+        if let Step::Propose(command) = step {
+            apply_meta(&mut state, command);
+        }
+    }
+    let new = ShardId(5);
+    assert_eq!(state.splits[&ShardId(3)].new_shard_id, new);
+    // Its group is told, again and again, and nothing else is split meanwhile.
+    for _ in 0..2 {
+        let told = plan(&state, &seen);
+        assert!(
+            told.steps.iter().any(|step| matches!(
+                step,
+                Step::Split {
+                    shard_id: ShardId(3),
+                    ..
+                }
+            )),
+            "{told:#?}"
+        );
+        assert_eq!(started(&told), None);
+    }
+    let split = state.splits[&ShardId(3)].clone();
+    let made = ShardSeen {
+        leader: split.replicas[0].node_id,
+        voters: split.replicas.clone(),
+        ..ShardSeen::default()
+    };
+    seen.shards.insert(new, made);
+    let finished = plan(&state, &seen);
+    for step in finished.steps {
+        if let Step::Propose(command) = step {
+            apply_meta(&mut state, command);
+        }
+    }
+    assert!(state.splits.is_empty());
+    let (old, new) = (
+        state.map.shard(ShardId(3)).expect("it stays"),
+        state.map.shard(new).expect("it is there"),
+    );
+    assert_eq!(old.slots.last.0 + 1, new.slots.first.0);
+    assert_eq!(new.replicas, split.replicas);
+
+    // Loads are averages of what was before: the next one has to wait.
+    assert_eq!(started(&plan(&state, &seen)), None);
+    seen.now = TimestampMs(AT.0 + SPLIT_PAUSE_MS);
+    shard(&mut seen, 3, 1, 30_000);
+    let next = plan(&state, &seen);
+    assert_eq!(started(&next), Some((ShardId(2), SplitReason::Size)));
+    // Nobody wants it.
+    let never = PolicyChange {
+        shard_gib_max: Some(0),
+        shard_commands_per_s_max: Some(0),
+        ..PolicyChange::default()
+    };
+    apply_meta(
+        &mut state,
+        MetaCommand::SetPolicy {
+            change: never,
+            at: AT,
+        },
+    );
+    assert_eq!(started(&plan(&state, &seen)), None);
+}
+
+#[test]
+fn a_shard_is_not_split_where_or_when_it_cannot_be() {
+    let mut state = cluster(4, 2, 3);
+    let start = |state: &MetaState, shard: u32, slot: u16| MetaCommand::StartSplit {
+        shard_id: ShardId(shard),
+        slot: Slot(slot),
+        reason: SplitReason::Asked,
+        epoch: Some(state.map.epoch),
+        at: AT,
+    };
+    for (shard, slot) in [(1, 0), (1, 2_048), (2, 2_048), (2, 9_999), (3, 5)] {
+        let command = start(&state, shard, slot);
+        let reply = apply_meta(&mut state, command);
+        assert!(matches!(reply, MetaReply::Refused(_)), "{shard} {slot}");
+    }
+    let first = start(&state, 1, 5);
+    assert!(matches!(
+        apply_meta(&mut state, first),
+        MetaReply::Updated { changed: true, .. }
+    ));
+    // The same again does nothing; another one, or a move, is refused.
+    let same = start(&state, 1, 5);
+    assert!(matches!(
+        apply_meta(&mut state, same),
+        MetaReply::Updated { changed: false, .. }
+    ));
+    let other = start(&state, 1, 6);
+    let refused = apply_meta(&mut state, other);
+    assert!(
+        matches!(
+            &refused,
+            MetaReply::Refused(MetaRefusal::Split(SplitRefusal::Running { .. }))
+        ),
+        "{refused:?}"
+    );
+    let from = state.map.shard(ShardId(1)).expect("it is there").replicas[0].node_id;
+    let mut to = (1..=4).map(NodeId);
+    let to = to.find(|node| state.map.shards[0].replica_on(*node).is_none());
+    let command = MetaCommand::StartMove {
+        shard_id: ShardId(1),
+        to,
+        from: Some(from),
+        preferred_leader: to.expect("one has none"),
+        reason: MoveReason::Asked,
+        epoch: state.map.epoch,
+        at: AT,
+    };
+    let refused = apply_meta(&mut state, command);
+    assert!(
+        matches!(&refused, MetaReply::Refused(MetaRefusal::Split(_))),
+        "{refused:?}"
+    );
 }

@@ -3,10 +3,10 @@
 
 use carillon_core::map::{
     ConfigVersion, JoinToken, MetaCommand, MetaReply, MetaState, MoveId, MoveReason, NodeInfo,
-    Policy, Standing, apply_meta, initial_map,
+    Policy, SplitReason, Standing, apply_meta, initial_map,
 };
 use carillon_core::placement::Zone;
-use carillon_core::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
+use carillon_core::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, TimestampMs};
 use proptest::prelude::*;
 
 use crate::invariants::state::{check_change, check_invariants};
@@ -46,7 +46,7 @@ fn any_config() -> impl Strategy<Value = ConfigVersion> {
 fn any_command() -> impl Strategy<Value = MetaCommand> {
     let at = TimestampMs(7);
     let node_id = || (1u64..8).prop_map(NodeId);
-    let shard_id = || (1u32..4).prop_map(ShardId);
+    let shard_id = || (1u32..7).prop_map(ShardId);
     let move_id = || (1u64..7).prop_map(MoveId);
     let reason = prop_oneof![
         Just(MoveReason::Repair),
@@ -81,6 +81,11 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         1 => move_id().prop_map(|move_id| MetaCommand::CancelMove { move_id }),
         3 => move_id().prop_map(move |move_id| MetaCommand::FinishMove { move_id, at }),
         2 => move_id().prop_map(move |move_id| MetaCommand::EndCancelledMove { move_id, at }),
+        3 => (shard_id(), 0..SLOTS, prop::bool::weighted(0.9)).prop_map(move |(shard_id, slot, right)| {
+            let (slot, epoch) = (Slot(slot), (!right).then_some(Epoch(0)));
+            MetaCommand::StartSplit { shard_id, slot, reason: SplitReason::Asked, epoch, at }
+        }),
+        2 => (4u32..9).prop_map(move |shard| MetaCommand::FinishSplit { new_shard_id: ShardId(shard), at }),
         1 => "[a-z]{0,3}".prop_map(move |token| MetaCommand::RotateJoinToken { token: JoinToken(token), at }),
     ]
 }

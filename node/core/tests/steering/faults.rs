@@ -3,14 +3,16 @@
 //! group survives: that would be a loss whatever the steering does.
 
 use carillon_core::map::{
-    META_SHARD, MetaCommand, MoveReason, MoveStep, Policy, PolicyChange, Standing,
+    META_SHARD, MetaCommand, MoveReason, MoveStep, Policy, PolicyChange, SplitReason, Standing,
 };
-use carillon_core::{NodeId, ShardId};
+use carillon_core::{NodeId, ShardId, Slot};
 
 use crate::group::{Config, ReplicaKey};
 use crate::world::{Host, World};
 
 const HOSTS_MAX: usize = 14;
+/// More are made by splits that run.
+const SHARDS_MAX: usize = 10;
 
 impl World {
     pub fn disturb(&mut self) {
@@ -126,9 +128,10 @@ impl World {
             forced,
             at,
         };
-        let shards: Vec<ShardId> = self.groups.keys().copied().collect();
+        let shards = self.state.map.shards.iter();
+        let shards: Vec<ShardId> = shards.map(|shard| shard.shard_id).collect();
         let shard_id = self.rng.pick(&shards).expect("there are some");
-        let command = match self.rng.below(14) {
+        let command = match self.rng.below(15) {
             0 | 1 => set(Standing::DRAINING_FOR_REMOVAL),
             2 => set(Standing::DRAINING_FOR_RESTART),
             3 => set(Standing::Cordoned),
@@ -172,6 +175,17 @@ impl World {
             12 | 13 => MetaCommand::SetPreferredLeaders {
                 leaders: vec![(shard_id, node_id)],
             },
+            14 if shards.len() < SHARDS_MAX => {
+                let shard = self.state.map.shard(shard_id).expect("it is there");
+                let width = u64::from(shard.slots.last.0 - shard.slots.first.0);
+                MetaCommand::StartSplit {
+                    shard_id,
+                    slot: Slot(shard.slots.first.0 + self.rng.below(width + 1) as u16),
+                    reason: SplitReason::Asked,
+                    epoch: None,
+                    at,
+                }
+            }
             _ => MetaCommand::SetPolicy {
                 change: PolicyChange {
                     balance: Some(self.rng.chance(70)),

@@ -13,7 +13,7 @@ use carillon_core::placement::Zone;
 use carillon_core::steering::{
     FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, plan,
 };
-use carillon_core::{NodeId, ReplicaId, ShardId, TimestampMs};
+use carillon_core::{NodeId, ReplicaId, SLOTS, ShardId, TimestampMs};
 
 use crate::group::{Group, ReplicaKey};
 use crate::invariants;
@@ -26,6 +26,8 @@ const DELAY_TICKS_MAX: u64 = 30;
 /// How old an observation may be that somebody plans with, in ticks.
 const HISTORY_TICKS: usize = 12;
 pub const TOKEN: &str = "secret";
+/// What all shards together take up, about; a host has room for little more.
+const ALL_BYTES: u64 = 21 * (100 << 20);
 
 /// A machine with a disk. A lost disk makes another host of it, at the same address.
 pub struct Host {
@@ -298,7 +300,8 @@ impl World {
         }
         let held: Vec<_> = self.hosts[at].replicas.iter().copied().collect();
         for (shard_id, replica_id) in held {
-            if !view.names_replica(shard_id, replica_id) {
+            // What a split has left here may be newer than the view.
+            if !view.names_replica(shard_id, replica_id) && replica_id < view.next_replica_id {
                 let replica = ReplicaKey {
                     replica_id,
                     node_id: node,
@@ -456,6 +459,11 @@ impl World {
             } => {
                 self.group(shard_id).remove_learner(replica.into(), config);
             }
+            Step::Split {
+                shard_id,
+                new_shard_id,
+                ..
+            } => self.split(shard_id, new_shard_id),
             Step::TransferLeader { shard_id, from, to } => self.transfer(shard_id, from, to),
             Step::MetaAddLearner { node_id, config } => {
                 self.meta.add_learner(meta_member(node_id), config);
@@ -466,6 +474,33 @@ impl World {
             }
             Step::MetaRemoveLearner { node_id, config } => {
                 self.meta.remove_learner(meta_member(node_id), config);
+            }
+        }
+    }
+
+    /// The shard's group does its split when it can: the new group is there from then on.
+    fn split(&mut self, shard_id: ShardId, new_shard_id: ShardId) {
+        if self.group(shard_id).leader.is_none() {
+            return;
+        }
+        let running = self.state.splits.get(&shard_id);
+        let Some(split) = running.filter(|split| split.new_shard_id == new_shard_id) else {
+            return;
+        };
+        if self.groups.contains_key(&new_shard_id) {
+            return;
+        }
+        let replicas = split.replicas.clone();
+        let group = Group::new(replicas.iter().copied(), false);
+        self.groups.insert(new_shard_id, group);
+        // Whoever has the old shard has the new one with it.
+        for replica in replicas {
+            let at = self.by_node[&replica.node_id];
+            let host = &mut self.hosts[at];
+            let (first, last) = ((shard_id, ReplicaId(0)), (shard_id, ReplicaId(u64::MAX)));
+            if !host.gone && host.replicas.range(first..=last).next().is_some() {
+                host.replicas.insert((new_shard_id, replica.replica_id));
+                self.ids.created(replica.replica_id);
             }
         }
     }
@@ -592,9 +627,28 @@ impl World {
             followers: followers
                 .filter(|(id, _)| *id != leader.replica_id)
                 .collect(),
-            size_bytes: u64::from(shard_id.0) * (100 << 20) + self.now * 1_000,
+            size_bytes: self.size_bytes(shard_id) + self.now * 1_000,
             load_per_second: 300 + self.now % 100,
         }
+    }
+
+    /// Later slots have more, so that shards differ; a split divides what there is.
+    fn size_bytes(&self, shard_id: ShardId) -> u64 {
+        let placed = self.state.map.shard(shard_id).map(|shard| shard.slots);
+        let made = || {
+            let split = self.state.split_into(shard_id)?;
+            Some(
+                split
+                    .new_shard(self.state.map.shard(split.shard_id)?)?
+                    .slots,
+            )
+        };
+        let Some(slots) = placed.or_else(made) else {
+            return 0;
+        };
+        let below = |slot: u16| u64::from(slot) * u64::from(slot);
+        let part = below(slots.last.0 + 1) - below(slots.first.0);
+        part * ALL_BYTES / below(SLOTS)
     }
 
     /// What a node sees that is cut off: itself.

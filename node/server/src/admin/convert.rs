@@ -1,6 +1,6 @@
 //! Between the core's words and those of `carillon.admin.v1`.
 
-use carillon_core::map::{DrainPurpose, Policy, PolicyChange, Standing};
+use carillon_core::map::{DrainPurpose, Policy, PolicyChange, Split, Standing};
 use carillon_proto::admin as proto;
 use carillon_proto::admin::SetPolicyRequest;
 
@@ -40,6 +40,19 @@ pub(super) fn policy_to_proto(policy: &Policy) -> proto::Policy {
         lost_nodes_max: policy.lost_nodes_max,
         snapshot_kib_per_s_max: policy.snapshot_kib_per_s_max,
         balance: policy.balance,
+        shard_gib_max: policy.shard_gib_max,
+        shard_commands_per_s_max: policy.shard_commands_per_s_max,
+    }
+}
+
+/// A split as operators see it.
+pub(super) fn split_to_proto(split: &Split) -> proto::Split {
+    proto::Split {
+        shard_id: split.shard_id.0,
+        new_shard_id: split.new_shard_id.0,
+        slot: u32::from(split.slot.0),
+        reason: split.reason.to_string(),
+        started_at_ms: split.started_at.0,
     }
 }
 
@@ -53,5 +66,7 @@ pub(super) fn policy_change(request: &SetPolicyRequest) -> PolicyChange {
         lost_nodes_max: request.lost_nodes_max,
         snapshot_kib_per_s_max: request.snapshot_kib_per_s_max,
         balance: request.balance,
+        shard_gib_max: request.shard_gib_max,
+        shard_commands_per_s_max: request.shard_commands_per_s_max,
     }
 }

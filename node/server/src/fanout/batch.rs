@@ -5,7 +5,7 @@
 //! command, u32 length and encoded `v1.Message` for pushing; little-endian.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -93,30 +93,45 @@ pub fn read_batch(mut bytes: Bytes) -> Option<Vec<BatchItem>> {
     bytes.is_empty().then_some(items)
 }
 
+/// How a delivery, or a whole batch, has ended. The last of those that items have is the batch's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ended {
+    /// Applied.
+    Applied = 0,
+    /// Not done; the same again may be.
+    Undone = 1,
+    /// Not done: some of the users have another shard.
+    Moved = 2,
+}
+
 /// Answers for a whole batch once each of its items has ended.
 pub struct DeliverBatch {
     left: AtomicUsize,
-    undone: AtomicBool,
-    answer: Box<dyn Fn(bool) + Send + Sync>,
+    ended: AtomicU8,
+    answer: Box<dyn Fn(Ended) + Send + Sync>,
 }
 
 impl DeliverBatch {
-    /// `answer` is called once, with whether everything was applied.
-    pub fn new(items: usize, answer: Box<dyn Fn(bool) + Send + Sync>) -> Arc<Self> {
+    /// `answer` is called once, with how it has ended.
+    pub fn new(items: usize, answer: Box<dyn Fn(Ended) + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {
             left: AtomicUsize::new(items),
-            undone: AtomicBool::new(false),
+            ended: AtomicU8::new(Ended::Applied as u8),
             answer,
         })
     }
 
     /// One item has ended.
-    pub fn item_ended(&self, applied: bool) {
-        if !applied {
-            self.undone.store(true, Ordering::Release);
+    pub fn item_ended(&self, ended: Ended) {
+        if ended != Ended::Applied {
+            self.ended.fetch_max(ended as u8, Ordering::AcqRel);
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            (self.answer)(!self.undone.load(Ordering::Acquire));
+            (self.answer)(match self.ended.load(Ordering::Acquire) {
+                0 => Ended::Applied,
+                1 => Ended::Undone,
+                _ => Ended::Moved,
+            });
         }
     }
 }
@@ -146,11 +161,12 @@ mod tests {
     fn answers_once_when_all_have_ended() {
         let answers = Arc::new(parking_lot::Mutex::new(Vec::new()));
         let seen = answers.clone();
-        let batch = DeliverBatch::new(3, Box::new(move |applied| seen.lock().push(applied)));
-        batch.item_ended(true);
-        batch.item_ended(false);
+        let batch = DeliverBatch::new(4, Box::new(move |ended| seen.lock().push(ended)));
+        batch.item_ended(Ended::Applied);
+        batch.item_ended(Ended::Moved);
+        batch.item_ended(Ended::Undone);
         assert!(answers.lock().is_empty());
-        batch.item_ended(true);
-        assert_eq!(*answers.lock(), [false]);
+        batch.item_ended(Ended::Applied);
+        assert_eq!(*answers.lock(), [Ended::Moved]);
     }
 }

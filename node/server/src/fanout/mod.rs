@@ -22,7 +22,7 @@ use tokio::time::Instant;
 pub use batch::DeliverBatch;
 use state::{FanoutState, Recipients, Source};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Routing};
 use crate::router::{DeliverSink, OpError, Router};
 
 /// Between two rounds of batches under load; the first after a pause leaves at once.
@@ -39,6 +39,9 @@ pub struct Fanout {
     cluster: Arc<Cluster>,
     router: Arc<Router>,
     state: Mutex<FanoutState>,
+    /// What entries are grouped by. Changes only together with the state, and later than the
+    /// cluster's: what was grouped by an older one must not be overtaken.
+    routing: Mutex<Routing>,
     wake: Notify,
     me: Weak<Fanout>,
 }
@@ -50,6 +53,7 @@ impl Fanout {
             cluster,
             router,
             state: Mutex::new(FanoutState::default()),
+            routing: Mutex::new(Arc::from([])),
             wake: Notify::new(),
             me: me.clone(),
         })
@@ -83,6 +87,18 @@ impl Fanout {
         });
     }
 
+    /// Users have other shards than before: everything that is not delivered is dispatched anew.
+    pub fn reroute(&self) {
+        let led = {
+            let mut state = self.state.lock();
+            *self.routing.lock() = self.cluster.routing();
+            state.reroute()
+        };
+        for shard in led {
+            self.on_leading(shard, true);
+        }
+    }
+
     /// Entries stored here and not in all their inboxes.
     pub fn undelivered(&self) -> u64 {
         self.state.lock().undelivered()
@@ -112,17 +128,28 @@ impl Fanout {
         }
     }
 
+    /// Called under the state's lock.
+    fn routing(&self) -> Routing {
+        let mut routing = self.routing.lock();
+        if routing.is_empty() {
+            // Nothing was grouped before.
+            *routing = self.cluster.routing();
+        }
+        routing.clone()
+    }
+
     fn send_batches(&self) {
-        let batches = {
+        let (batches, reroutes) = {
             let mut state = self.state.lock();
             state.fill(self);
-            state.batches()
+            (state.batches(), state.reroutes())
         };
         for (to, batch) in batches {
             let sink = Sink {
                 fanout: self.me.clone(),
                 to,
                 batch: batch.clone(),
+                reroutes,
             };
             self.router.deliver(to, batch, Arc::new(sink));
         }
@@ -163,9 +190,10 @@ impl Source for Fanout {
         let Some(replica) = self.cluster.replica(shard) else {
             return Recipients::default();
         };
+        let routing = self.routing();
         let mut shards: Vec<(ShardId, Vec<UserId>, Vec<UserId>)> = Vec::new();
         for (user, leaving) in replica.recipients(conversation, seq) {
-            let to = self.cluster.shard_of(user.slot());
+            let to = routing[usize::from(user.slot().0)];
             let index = match shards.iter().position(|(shard, _, _)| *shard == to) {
                 Some(index) => index,
                 None => {
@@ -190,6 +218,7 @@ struct Sink {
     fanout: Weak<Fanout>,
     to: ShardId,
     batch: Bytes,
+    reroutes: u64,
 }
 
 impl DeliverSink for Sink {
@@ -209,12 +238,17 @@ impl DeliverSink for Sink {
                 }
             }
             Err(OpError::ShuttingDown) => {}
+            Err(OpError::Moved) => {
+                fanout.state.lock().moved(self.to, self.reroutes);
+                fanout.wake.notify_one();
+            }
             Err(error) => {
                 tracing::error!(shard = self.to.0, %error, "a batch of deliveries failed; it is sent again");
                 let again = Sink {
                     fanout: self.fanout.clone(),
                     to: self.to,
                     batch: self.batch.clone(),
+                    reroutes: self.reroutes,
                 };
                 fanout
                     .router

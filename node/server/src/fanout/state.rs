@@ -75,6 +75,8 @@ struct Destination {
     writer: BatchWriter,
     refs: Vec<ItemRef>,
     under_way: Option<Vec<ItemRef>>,
+    /// What is under way was not done, and is dispatched anew when the routing has changed.
+    moved: bool,
 }
 
 /// See the file's head.
@@ -88,6 +90,8 @@ pub struct FanoutState {
     lagging_listed: HashSet<ConversationId>,
     advanced: BTreeMap<ShardId, HashMap<ConversationId, Seq>>,
     generation: u64,
+    /// How often everything was dispatched anew.
+    reroutes: u64,
 }
 
 impl FanoutState {
@@ -102,6 +106,39 @@ impl FanoutState {
         };
         self.taking_over.insert(shard, take_over);
         self.generation
+    }
+
+    /// The routing has changed: what waits to leave was grouped by the old one, so it is
+    /// dropped. Returns the shards led here, whose outboxes are to be read again.
+    pub fn reroute(&mut self) -> Vec<ShardId> {
+        self.reroutes += 1;
+        for destination in self.destinations.values_mut() {
+            destination.writer = BatchWriter::default();
+            destination.refs.clear();
+            if std::mem::take(&mut destination.moved) {
+                destination.under_way = None;
+            }
+        }
+        let taking_over = self.taking_over.keys();
+        self.led.iter().chain(taking_over).copied().collect()
+    }
+
+    /// How often that was.
+    pub fn reroutes(&self) -> u64 {
+        self.reroutes
+    }
+
+    /// The batch under way to a destination, which left after so many reroutes, was not done:
+    /// some of its users have another shard.
+    pub fn moved(&mut self, to: ShardId, reroutes: u64) {
+        let Some(destination) = self.destinations.get_mut(&to) else {
+            return;
+        };
+        if reroutes < self.reroutes {
+            destination.under_way = None;
+        } else {
+            destination.moved = true;
+        }
     }
 
     /// The outbox of a shard is read: (conversation, delivered up to, last entry). Nothing

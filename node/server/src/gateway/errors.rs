@@ -14,6 +14,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::router::OpError;
 
+/// What was asked for was spread over two shards by a split.
+const MOVED_REASON: &str = "SHARD_SPLIT";
+
 /// Why a call, a send or a stream failed, as the client learns it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -37,6 +40,11 @@ impl Failure {
             message: message.into(),
             metadata: Vec::new(),
         }
+    }
+
+    /// It is to be asked again at once, of the shards that there are now.
+    pub fn is_moved(&self) -> bool {
+        self.reason == MOVED_REASON
     }
 
     /// INVALID_ARGUMENT.
@@ -199,6 +207,10 @@ impl From<OpError> for Failure {
                     .with("max", max)
             }
             OpError::ShuttingDown => Self::draining(),
+            OpError::Moved => {
+                let message = format!("{message}; try again");
+                Self::new(Code::Unavailable, MOVED_REASON, message)
+            }
             OpError::Internal(_) => Self::internal(message),
         }
     }
@@ -287,6 +299,7 @@ mod tests {
                 "LIMIT_EXCEEDED",
             ),
             (OpError::ShuttingDown, Code::Unavailable, "DRAINING"),
+            (OpError::Moved, Code::Unavailable, "SHARD_SPLIT"),
             (OpError::Internal("x".into()), Code::Internal, "INTERNAL"),
         ];
         for (error, code, reason) in cases {

@@ -148,7 +148,11 @@ impl Subscriptions {
     /// Tells a shard's leader everything that is marked.
     async fn run(self: Arc<Self>, shard: ShardId) {
         let mut backoff = BACKOFF_MIN;
-        while let Some(batch) = self.next_batch(shard) {
+        loop {
+            let version = self.router.routing_version();
+            let Some(batch) = self.next_batch(shard) else {
+                return;
+            };
             match self.tell(&batch).await {
                 Ok(heads) => {
                     backoff = BACKOFF_MIN;
@@ -158,6 +162,11 @@ impl Subscriptions {
                     // Dropping the marks ends those who wait.
                     self.shards.lock().remove(&shard);
                     return;
+                }
+                // Each of them goes to the shard that it has now.
+                Err(OpError::Moved) => {
+                    self.router.rerouted(version).await;
+                    self.put_back(batch);
                 }
                 Err(error) => {
                     tracing::warn!(%shard, users = batch.here.len(), %error, "subscription failed, trying again");

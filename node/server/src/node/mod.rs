@@ -1,10 +1,11 @@
 //! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
-//! its replicas as the shard map says (`replicas`), serves (`serve`, `status`), gives leads
+//! its replicas as the shard map says (`replicas`) or splits have made them (`born`), serves (`serve`, `status`), gives leads
 //! back (`preferred`), steers the cluster while it leads the meta group (`steering`), and
 //! leaves in order (`leave`).
 //!
 //! Owner of the state: [`Node`] holds the parts; each part owns its own.
 
+mod born;
 mod leave;
 mod local;
 mod preferred;
@@ -79,6 +80,8 @@ pub struct Node {
     run: u64,
     /// Somebody wants this process to begin anew.
     restart: Notify,
+    /// A replica here has fewer slots than before.
+    slots_changed: Arc<Notify>,
 }
 
 /// How a node came to its end, in order.
@@ -144,6 +147,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     tokio::spawn(peers.clone().follow_nodes());
     tokio::spawn(node.clone().keep_meta());
     tokio::spawn(node.clone().follow_map());
+    tokio::spawn(node.clone().follow_routing());
     tokio::spawn(node.clone().give_leads_back());
     tokio::spawn(node.clone().steer());
     tokio::spawn(node.clone().follow_standing());
@@ -213,6 +217,7 @@ impl Node {
             ready: watch::Sender::new(false),
             run: rand::random(),
             restart: Notify::new(),
+            slots_changed: Arc::default(),
             config,
         }))
     }

@@ -1,6 +1,6 @@
 //! The replicas of a node: the meta group first, which knows the shard map, then the shards
 //! that the map, or a move, places here. A replica that is named by neither any more is
-//! deleted, with its log.
+//! deleted, with its log. What a split has made here (`born`) becomes a replica too.
 //!
 //! Owner of no state: replicas are kept by the [`Cluster`](crate::cluster::Cluster), what the
 //! disk has by [`LocalReplicas`](super::local::LocalReplicas).
@@ -16,7 +16,7 @@ use carillon_core::map::{
 };
 use carillon_log::GroupId;
 use carillon_raft::{Group, Machine, Member, SnapshotSender};
-use carillon_store::ShardReader;
+use carillon_store::{ShardReader, StoreError};
 
 use super::local::{LocalReplica, Presence};
 use super::{Node, RETRY_INTERVAL, die};
@@ -124,10 +124,14 @@ impl Node {
         let mut changes = self.cluster().watch_meta();
         loop {
             let meta = changes.borrow_and_update().clone();
+            if let Err(error) = self.adopt(&meta).await {
+                die(&format!("what a split has made cannot be kept: {error:#}"));
+            }
             // Once more after something was deleted: another replica of it may be due.
             while self.follow(&meta).await {}
-            if changes.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = self.slots_changed.notified() => {}
             }
         }
     }
@@ -160,7 +164,10 @@ impl Node {
     }
 
     /// Keeps what this disk has, off the threads that serve: it waits for the disk.
-    async fn record(&self, replicas: Vec<(ShardId, LocalReplica)>) -> anyhow::Result<()> {
+    pub(super) async fn record(
+        &self,
+        replicas: Vec<(ShardId, LocalReplica)>,
+    ) -> anyhow::Result<()> {
         let local = self.local.clone();
         Ok(tokio::task::spawn_blocking(move || local.put(replicas)).await??)
     }
@@ -175,9 +182,20 @@ impl Node {
             replica: local.replica_id,
             node: self.config.node(),
         };
-        let state = self.store.shard(shard, local.slots)?;
+        let state = match self.store.shard(shard, local.slots) {
+            Err(StoreError::InUse { open, .. }) if open != shard => {
+                // The other one has not come to its split yet. When it does, this is begun with
+                // what the split leaves, or with nothing.
+                tracing::info!(shard = shard.0, waits_for = open.0, "a replica waits");
+                return Ok(());
+            }
+            opened => opened?,
+        };
         let reader = state.reader();
-        let shared = Shared::default();
+        let shared = Shared {
+            slots_changed: self.slots_changed.clone(),
+            ..Shared::default()
+        };
         let (machine, ended) = ShardMachine::new(
             self.flusher.clone(),
             state,
@@ -191,6 +209,10 @@ impl Node {
         {
             self.begin_group(group, voters, descriptor.preferred_leader == me.node)
                 .await?;
+            return Ok(());
+        }
+        if let Some(split) = meta.split_into(shard) {
+            self.lead_after_split(group, split.shard_id);
         }
         Ok(())
     }

@@ -20,8 +20,8 @@ use carillon_log::failpoint;
 use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, Standing};
 use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::{
-    ChangeMembersRequest, GroupMember, GroupStatus, GroupVoters, ShardReplica, StatusResponse,
-    TransferRequest,
+    ChangeMembersRequest, GroupMember, GroupStatus, GroupVoters, ShardReplica, SplitShardRequest,
+    StatusResponse, TransferRequest,
 };
 use carillon_raft::{Member, MemberChange};
 
@@ -255,6 +255,20 @@ impl Node {
                 let change = Change::Voters(GroupVoters { voters });
                 self.change(shard_id, leader, change, config).await
             }
+            Step::Split {
+                shard_id,
+                leader,
+                new_shard_id,
+            } => {
+                let request = SplitShardRequest {
+                    shard_id: shard_id.0,
+                    new_shard_id: new_shard_id.0,
+                };
+                let client = self.calls.client(leader);
+                let mut client = client.map_err(|error| error.to_string())?;
+                let told = client.split_shard(request).await;
+                told.map(drop).map_err(|status| status.message().to_owned())
+            }
             Step::TransferLeader { shard_id, from, to } => {
                 let (shard_id, to_node) = (shard_id.0, to.0);
                 let request = TransferRequest { shard_id, to_node };
@@ -329,6 +343,13 @@ fn points(step: &Step) -> (&'static str, &'static str) {
         Step::Propose(MetaCommand::CancelMove { .. }) => ("steering.cancel", "steering.cancelled"),
         Step::RemoveLearner { .. } => ("steering.unlearn", "steering.learner_removed"),
         Step::TransferLeader { .. } => ("steering.transfer", "steering.transferred"),
+        Step::Propose(MetaCommand::StartSplit { .. }) => {
+            ("steering.start_split", "steering.split_started")
+        }
+        Step::Split { .. } => ("steering.split", "steering.split_told"),
+        Step::Propose(MetaCommand::FinishSplit { .. }) => {
+            ("steering.finish_split", "steering.split_finished")
+        }
         Step::Propose(_) => ("steering.propose", "steering.proposed"),
         Step::MetaAddLearner { .. }
         | Step::MetaRemoveLearner { .. }

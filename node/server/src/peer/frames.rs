@@ -35,6 +35,7 @@ const STATUS_DELIVERED: u8 = 2;
 const STATUS_RETRY: u8 = 3;
 const STATUS_OVERLOADED: u8 = 4;
 const STATUS_FAILED: u8 = 5;
+const STATUS_MOVED: u8 = 6;
 
 /// The limits that a leader can name to another node.
 const LIMITS: [&str; 1] = ["proposals_waiting_max"];
@@ -102,6 +103,7 @@ fn write_settled(buffer: &mut BytesMut, settled: &Settled) {
             buffer.put_u8(index as u8);
             buffer.put_u64_le(*max);
         }
+        Err(Undone::Moved) => buffer.put_u8(STATUS_MOVED),
         Err(Undone::Failed(problem)) => {
             buffer.put_u8(STATUS_FAILED);
             buffer.put_slice(problem.as_bytes());
@@ -132,6 +134,7 @@ pub fn read_settled(mut body: Bytes) -> Option<Settled> {
                 max: body.get_u64_le(),
             })
         }
+        STATUS_MOVED => Err(Undone::Moved),
         STATUS_FAILED => Err(Undone::Failed(String::from_utf8_lossy(&body).into_owned())),
         _ => return None,
     })
@@ -217,6 +220,7 @@ mod tests {
                 limit: LIMITS[0],
                 max: 5,
             }),
+            Err(Undone::Moved),
             Err(Undone::Failed("why".to_owned())),
         ] {
             let mut buffer = BytesMut::new();

@@ -253,13 +253,10 @@ impl Peers {
     /// The peer may have forgotten who is online here, or may not have been able to say
     /// what is new.
     fn resubscribe(&self, peer: NodeId) {
-        for descriptor in &self.cluster.meta().map.shards {
-            let led_there = self
-                .cluster
-                .leader(descriptor.shard_id)
-                .is_none_or(|route| route.node == peer);
-            if led_there {
-                self.gateway.on_leader_changed(descriptor.shard_id);
+        for shard in self.cluster.routed_shards() {
+            let leader = self.cluster.leader(shard);
+            if leader.is_none_or(|route| route.node == peer) {
+                self.gateway.on_leader_changed(shard);
             }
         }
         for replica in self.cluster.replicas() {

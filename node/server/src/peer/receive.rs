@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_core::ids::{NodeId, ShardId};
+use carillon_core::ids::{NodeId, SLOTS, ShardId, Slot, SlotRange};
 use carillon_proto::internal::snapshot_chunk::Part;
 use carillon_proto::internal::{SnapshotChunk, SnapshotFile as FileHead, SnapshotHead};
 use carillon_store::SnapshotFile;
@@ -82,6 +82,19 @@ fn within(limit: &'static str, max: u64, actual: u64) -> Result<(), Status> {
         return Err(Failure::limit(limit, max, actual).into_status());
     }
     Ok(())
+}
+
+fn slots(head: &SnapshotHead) -> Result<Option<SlotRange>, Status> {
+    let (Some(first), Some(last)) = (head.first_slot, head.last_slot) else {
+        return Ok(None);
+    };
+    if first > last || last >= u32::from(SLOTS) {
+        return Err(Status::invalid_argument("a snapshot of impossible slots"));
+    }
+    Ok(Some(SlotRange {
+        first: Slot(first as u16),
+        last: Slot(last as u16),
+    }))
 }
 
 /// The limits on files and their sizes keep the sum far from overflowing.
@@ -160,6 +173,7 @@ impl SnapshotInbox {
         let mut received = ReceivedSnapshot {
             files: Vec::with_capacity(head.files.len()),
             clock: head.clock.clone(),
+            slots: slots(head)?,
             directory: new_directory(&self.directory, shard).map_err(disk)?,
         };
         let mut rest = Bytes::new();

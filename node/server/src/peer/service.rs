@@ -15,7 +15,8 @@ use carillon_proto::internal::{
     ChangeMembersRequest, ChangeMembersResponse, ChecksumRequest, ChecksumResponse, FlushRequest,
     FlushResponse, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse, JoinRequest,
     JoinResponse, KnownNode, Packet, RestartRequest, RestartResponse, SnapshotChunk,
-    StartChecksumResponse, StatusRequest, StatusResponse, TransferRequest, TransferResponse,
+    SplitShardRequest, SplitShardResponse, StartChecksumResponse, StatusRequest, StatusResponse,
+    TransferRequest, TransferResponse,
 };
 use carillon_raft::MemberChange;
 use futures_util::{Stream, StreamExt};
@@ -172,6 +173,28 @@ impl Peer for PeerService {
         } else {
             Err(Status::unavailable(format!(
                 "this node does not lead shard {shard_id}"
+            )))
+        }
+    }
+
+    async fn split_shard(
+        &self,
+        request: Request<SplitShardRequest>,
+    ) -> Result<Response<SplitShardResponse>, Status> {
+        let (_, request) = self.admitted(request)?;
+        let meta = self.peers.cluster.meta();
+        let running = meta.splits.get(&ShardId(request.shard_id));
+        let split = running.filter(|split| split.new_shard_id.0 == request.new_shard_id);
+        let split = split.ok_or_else(|| {
+            let text = "this node does not know of the split, or it is done";
+            Status::failed_precondition(text)
+        })?;
+        if self.replica(request.shard_id)?.propose_split(split) {
+            Ok(Response::new(SplitShardResponse {}))
+        } else {
+            Err(Status::unavailable(format!(
+                "this node does not lead shard {}",
+                request.shard_id
             )))
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use carillon_core::ids::ShardId;
+use carillon_core::ids::{ShardId, SlotRange};
 use carillon_core::map::MetaState;
 use carillon_core::records::{Record as _, ShardClock};
 use carillon_proto::internal::snapshot_chunk::Part;
@@ -44,6 +44,7 @@ pub enum Content {
 pub struct ReceivedSnapshot {
     pub(super) files: Vec<SnapshotFile>,
     pub(super) clock: Bytes,
+    pub(super) slots: Option<SlotRange>,
     /// Removed with it; installing moves the files out first.
     pub(super) directory: PathBuf,
 }
@@ -52,6 +53,11 @@ impl ReceivedSnapshot {
     /// The files, in key order.
     pub fn files(&self) -> &[SnapshotFile] {
         &self.files
+    }
+
+    /// The slots that they are of; none from a node that does not say so.
+    pub fn slots(&self) -> Option<SlotRange> {
+        self.slots
     }
 
     /// The record that came with them.
@@ -133,6 +139,10 @@ async fn send(
     tracing::info!(shard = shard.0, to = to.0, "sends a snapshot");
     let directory = Cleanup(new_directory(&sender.directory, shard)?);
     let path = directory.0.clone();
+    let slots = match &*content {
+        Content::Shard(snapshot) => Some(snapshot.slots()),
+        Content::Meta(_) => None,
+    };
     let (files, clock) =
         tokio::task::spawn_blocking(move || write_files(&content, &path)).await??;
     let head = SnapshotHead {
@@ -150,6 +160,8 @@ async fn send(
             })
             .collect(),
         clock,
+        first_slot: slots.map(|slots| u32::from(slots.first.0)),
+        last_slot: slots.map(|slots| u32::from(slots.last.0)),
     };
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let total = files.iter().map(|file| file.size_bytes).sum();

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use carillon_core::read::{self, Membership, RowCursor};
 use carillon_core::records::MemberRecord;
 use carillon_core::view::ReadView;
-use carillon_core::{ConversationId, DeviceId, InboxSeq, Refusal, Reply, Seq, TimestampMs, UserId};
+use carillon_core::{
+    ConversationId, DeviceId, InboxSeq, Refusal, Reply, Seq, Slot, SlotRange, TimestampMs, UserId,
+};
 use carillon_proto::internal::{self, Answer, Query, answer, query};
 use carillon_proto::v1;
 
@@ -73,6 +75,39 @@ fn answer_to(reader: &impl ReadView, query: &Query) -> Result<answer::Kind, Unan
         query::Kind::Cursor(query) => answer::Kind::Cursor(cursor(reader, query)?),
         query::Kind::Subscribe(query) => answer::Kind::Subscribe(inbox_heads(reader, query)?),
     })
+}
+
+/// Whether a query is about users or conversations of several slots.
+pub fn is_about_several(query: &Query) -> bool {
+    matches!(
+        query.kind,
+        Some(query::Kind::Subscribe(_) | query::Kind::MessagesByRef(_))
+    )
+}
+
+/// Whether a shard with these slots has all that a query is about.
+pub fn is_within(query: &Query, slots: SlotRange) -> bool {
+    let has = |id: &str| slots.contains(Slot::of(id.as_bytes()));
+    match &query.kind {
+        Some(query::Kind::Messages(query)) => {
+            let request = query.request.as_ref();
+            request.is_none_or(|request| has(&request.conversation_id))
+        }
+        Some(query::Kind::MessagesByRef(query)) => {
+            let mut refs = query.refs.iter();
+            refs.all(|reference| has(&reference.conversation_id))
+        }
+        Some(query::Kind::Inbox(query)) => has(&query.user_id),
+        Some(query::Kind::ConversationList(query)) => has(&query.user_id),
+        Some(query::Kind::Conversation(query)) => has(&query.conversation_id),
+        Some(query::Kind::Members(query)) => has(&query.conversation_id),
+        Some(query::Kind::Cursor(query)) => has(&query.user_id),
+        Some(query::Kind::Subscribe(query)) => {
+            let mut users = query.user_ids.iter();
+            users.all(|user| has(user))
+        }
+        None => true,
+    }
 }
 
 /// The caller's membership, or why they may not see the conversation.

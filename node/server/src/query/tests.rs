@@ -3,7 +3,9 @@
 use carillon_core::command::Command;
 use carillon_core::memory::MemoryView;
 use carillon_core::records::ShardClock;
-use carillon_core::{ClientMessageId, Context, ConversationName, RequestId, ShardId, apply};
+use carillon_core::{
+    ClientMessageId, Context, ConversationName, RequestId, ShardId, SlotRange, apply,
+};
 use prost::Message;
 
 use super::*;
@@ -27,7 +29,12 @@ fn state() -> MemoryView {
     let mut view = MemoryView::new();
     let mut clock = ShardClock::default();
     let mut run = |command: Command| {
-        let mut context = Context::new(ShardId(1), TimestampMs(1_800_000_000_000), &mut clock);
+        let mut context = Context::new(
+            ShardId(1),
+            SlotRange::ALL,
+            TimestampMs(1_800_000_000_000),
+            &mut clock,
+        );
         let reply = apply(&mut view, &mut context, command).reply;
         assert!(!matches!(reply, Reply::Refused(_)), "{reply:?}");
     };

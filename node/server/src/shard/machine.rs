@@ -13,13 +13,15 @@ use carillon_core::apply::{Context, Effects, Event, apply};
 use carillon_core::command::BatchReader;
 use carillon_core::ids::{ConversationId, Seq, ShardId};
 use carillon_core::records::{MessageRecord, ShardClock};
-use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
-use carillon_store::ShardStore;
+use carillon_log::failpoint;
+use carillon_raft::{AppliedRecord, CommittedEntry, FlushJob, Machine, Member, SnapshotContent};
+use carillon_store::{ShardStore, SplitOff};
 use tokio::sync::oneshot;
 
 use super::Shared;
 use crate::fanout::Fanout;
 use crate::flush::Flusher;
+use crate::peer::group::member_of;
 use crate::peer::snapshot::{Content, ReceivedSnapshot, clock_of};
 
 /// The state machine of one replica.
@@ -71,6 +73,8 @@ impl Machine for ShardMachine {
         let leading = self.shared.leading.load(Ordering::Acquire);
         let mut all = Vec::with_capacity(entries.len());
         let mut checksum = None;
+        let mut split = None;
+        let slots = self.state.slots();
         let mut batch = self.state.begin();
         for entry in entries {
             let Some(payload) = &entry.payload else {
@@ -88,7 +92,7 @@ impl Machine for ShardMachine {
             } else {
                 0
             });
-            let mut context = Context::new(self.shard, at, &mut self.clock);
+            let mut context = Context::new(self.shard, slots, at, &mut self.clock);
             if !entry.proposed_here {
                 context = context.without_deliveries();
             }
@@ -109,6 +113,11 @@ impl Machine for ShardMachine {
                     Some(Event::ChecksumRequested { nonce }) => {
                         checksum = Some((nonce, entry.index))
                     }
+                    Some(Event::Split {
+                        new_shard,
+                        at,
+                        replicas,
+                    }) => split = Some((new_shard, at, replicas)),
                     Some(event @ Event::Delivered { .. }) if entry.proposed_here => {
                         effect.event = Some(event)
                     }
@@ -120,8 +129,31 @@ impl Machine for ShardMachine {
             }
             all.push(effects);
         }
-        if let Err(error) = batch.commit(&applied, self.clock) {
+        let committed = match &split {
+            None => batch.commit(&applied, self.clock),
+            Some((new_shard, at, replicas)) => {
+                let voters: Vec<Member> = replicas.iter().map(member_of).collect();
+                let new = SplitOff {
+                    id: *new_shard,
+                    at: *at,
+                    applied: &AppliedRecord::beginning(&voters).encode(),
+                };
+                failpoint::hit("shard.split");
+                batch.commit_split(&applied, self.clock, &new)
+            }
+        };
+        if let Err(error) = committed {
             fatal(self.shard, "write of applied state", &error);
+        }
+        if let Some((new_shard, at, _)) = split {
+            failpoint::hit("shard.split_applied");
+            tracing::info!(
+                shard = self.shard.0,
+                new_shard = new_shard.0,
+                slot = at.0,
+                "was split"
+            );
+            self.shared.slots_changed.notify_one();
         }
         if let Some((nonce, index)) = checksum {
             match self.state.snapshot() {
@@ -137,7 +169,8 @@ impl Machine for ShardMachine {
     }
 
     fn ends_batch(&self, payload: &Bytes) -> bool {
-        // A checksum is of the state right after its entry, the same on every replica.
+        // A checksum is of the state right after its entry, the same on every replica; a split
+        // is kept in one write with it.
         carillon_core::command::is_standing_alone(payload)
     }
 
@@ -158,10 +191,15 @@ impl Machine for ShardMachine {
             .downcast::<ReceivedSnapshot>()
             .map_err(|_| io::Error::other("a snapshot of another kind was handed to a shard"))?;
         let clock = clock_of(&received)?;
+        let had = self.state.slots();
+        let slots = received.slots().unwrap_or(had);
         self.state
-            .install(received.files(), &applied, clock)
+            .install(received.files(), &applied, clock, slots)
             .map_err(io::Error::other)?;
         self.clock = clock;
+        if slots != had {
+            self.shared.slots_changed.notify_one();
+        }
         Ok(())
     }
 }

@@ -24,13 +24,16 @@ use carillon_core::command::{
     BATCH_HEADER_BYTES, Command, encode_batch_header, push_command, pushed_bytes,
 };
 use carillon_core::ids::{ConversationId, NodeId, Seq, ShardId, TimestampMs, UserId};
+use carillon_core::map::Split;
 use carillon_core::read::outbox_markers;
 use carillon_core::records::MessageRecord;
+use carillon_core::reply::Reply;
 use carillon_proto::internal;
 use carillon_raft::{Group, Leadership, Outcome};
 use carillon_store::ShardReader;
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::sync::Notify;
 
 use self::beat::Beat;
 use self::checksums::Checksums;
@@ -41,7 +44,7 @@ use self::queue::{NotTaken, Origin, Proposal, Queue};
 use self::subscribers::Subscribers;
 use crate::cluster::{Cluster, Route};
 use crate::config::RaftConfig;
-use crate::fanout::batch::{BATCH_ITEMS_MAX, read_batch};
+use crate::fanout::batch::{BATCH_ITEMS_MAX, Ended, read_batch};
 use crate::fanout::{DeliverBatch, Fanout};
 use crate::gateway::Gateway;
 use crate::metrics::NodeMetrics;
@@ -84,6 +87,8 @@ pub struct Shared {
     pub checksums: Arc<Checksums>,
     /// What there is to do.
     pub load: Arc<Load>,
+    /// Told when the replica's slots have become fewer: a new shard has the others.
+    pub slots_changed: Arc<Notify>,
 }
 
 /// See the file's head.
@@ -417,20 +422,24 @@ impl Replica {
     fn answer(&self, origins: Vec<Origin>, effects: Vec<Effects>) {
         debug_assert_eq!(origins.len(), effects.len());
         let mut settled = Vec::new();
+        let settle = |reply| match reply {
+            Reply::Moved => Err(Undone::Moved),
+            reply => Ok(Response::Reply(reply)),
+        };
         for (origin, effect) in origins.into_iter().zip(effects) {
             match origin {
-                Origin::Lane { sequence } => {
-                    settled.push((sequence, Ok(Response::Reply(effect.reply))));
-                }
+                Origin::Lane { sequence } => settled.push((sequence, settle(effect.reply))),
                 Origin::Relay { link, correlation } => {
-                    let settled = Ok(Response::Reply(effect.reply));
-                    frames::send_settled(&link, self.shard, correlation, &settled);
+                    frames::send_settled(&link, self.shard, correlation, &settle(effect.reply));
                 }
                 Origin::Deliver { batch, message } => {
                     if let Some(Event::Delivered { deliveries, .. }) = effect.event {
                         self.push(&message, &deliveries);
                     }
-                    batch.item_ended(true);
+                    batch.item_ended(match effect.reply {
+                        Reply::Moved => Ended::Moved,
+                        _ => Ended::Applied,
+                    });
                 }
                 Origin::Probe { probe, proposed } => probe.acknowledged(self, proposed),
                 Origin::Nobody => {}
@@ -455,7 +464,7 @@ impl Replica {
                 Origin::Relay { link, correlation } => {
                     frames::send_settled(&link, self.shard, correlation, &Err(Undone::Retry(hint)));
                 }
-                Origin::Deliver { batch, .. } => batch.item_ended(false),
+                Origin::Deliver { batch, .. } => batch.item_ended(Ended::Undone),
                 Origin::Probe { probe, .. } => probe.undone(),
                 Origin::Nobody => {}
             }
@@ -464,11 +473,11 @@ impl Replica {
 
     fn answer_batch(&self, items: usize, origin: Origin) -> Arc<DeliverBatch> {
         let (shard, router) = (self.shard, self.services.router.clone());
-        let answer = move |applied| {
-            let settled = if applied {
-                Ok(Response::Delivered)
-            } else {
-                Err(Undone::Retry(None))
+        let answer = move |ended| {
+            let settled = match ended {
+                Ended::Applied => Ok(Response::Delivered),
+                Ended::Undone => Err(Undone::Retry(None)),
+                Ended::Moved => Err(Undone::Moved),
             };
             match &origin {
                 Origin::Lane { sequence } => router.settle(shard, *sequence, settled),
@@ -543,6 +552,10 @@ impl Replica {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return Err(Undone::Retry(None)),
         }
+        // A split that was done when it was asked is applied here by now.
+        if !crate::query::is_within(&query, self.reader.slots()) {
+            return Err(Undone::Moved);
+        }
         let reader = self.reader.clone();
         let answer = tokio::task::spawn_blocking(move || crate::query::execute(&reader, &query))
             .await
@@ -557,6 +570,11 @@ impl Replica {
     /// A node went away: its sessions are gone, or it tells of them again.
     pub fn on_peer_lost(&self, node: NodeId) {
         self.subscribers.lock().forget_node(node);
+    }
+
+    /// A split has taken slots away: who listens for their users is told to the new shard.
+    pub fn on_split(&self) {
+        self.subscribers.lock().keep(self.reader.slots());
     }
 
     /// The outbox: conversations that are not wholly delivered, how far they are, and
@@ -591,6 +609,20 @@ impl Replica {
         carillon_core::apply::recipients(&members, seq)
             .map(|user| (user.clone(), leaving.contains(&user)))
             .collect()
+    }
+
+    /// Proposes a split; this replica must lead. It may be proposed any number of times.
+    pub fn propose_split(&self, split: &Split) -> bool {
+        let leads = self.leads();
+        if leads {
+            let command = Command::Split {
+                new_shard: split.new_shard_id,
+                at: split.slot,
+                replicas: split.replicas.clone(),
+            };
+            self.take_own(command.encoded());
+        }
+        leads
     }
 
     /// Proposes a checksum of the state; this replica must lead.

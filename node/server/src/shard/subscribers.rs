@@ -2,7 +2,7 @@
 //! by the gateways and told again to every new leader.
 
 use bytes::Bytes;
-use carillon_core::ids::NodeId;
+use carillon_core::ids::{NodeId, Slot, SlotRange};
 use hashbrown::HashMap;
 
 /// Users with sessions, and the nodes that have them.
@@ -40,6 +40,11 @@ impl Subscribers {
         self.users.clear();
     }
 
+    /// A split has taken the other slots away.
+    pub fn keep(&mut self, slots: SlotRange) {
+        self.users.retain(|user, _| slots.contains(Slot::of(user)));
+    }
+
     /// A node is gone; it tells again when it is back.
     pub fn forget_node(&mut self, node: NodeId) {
         self.users.retain(|_, nodes| {
@@ -64,5 +69,15 @@ mod tests {
         assert_eq!(subscribers.nodes(b"alice"), [NodeId(2)]);
         subscribers.forget_node(NodeId(2));
         assert!(subscribers.nodes(b"alice").is_empty());
+        for user in [&b"alice"[..], b"bob"] {
+            subscribers.add(Bytes::copy_from_slice(user), NodeId(1));
+        }
+        let slot = Slot::of(b"bob");
+        subscribers.keep(SlotRange {
+            first: slot,
+            last: slot,
+        });
+        assert!(subscribers.nodes(b"alice").is_empty());
+        assert_eq!(subscribers.nodes(b"bob"), [NodeId(1)]);
     }
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use carillon_core::ids::{ShardId, SlotRange};
+use carillon_core::ids::{ShardId, Slot, SlotRange};
 use carillon_store::{SnapshotFile, Store, StoreOptions};
 
 use crate::states::{self, Numbers, applied, assert_is, clock, commit, slots};
@@ -87,6 +87,7 @@ fn child_process() {
     match role.as_str() {
         "write" => write_until_killed(&store),
         "install" => install(&store, Path::new(&dir)),
+        "split" => split(&store),
         other => panic!("no role {other}"),
     }
 }
@@ -220,7 +221,12 @@ fn install(store: &Store, dir: &Path) {
     assert!(sent.len() > 1);
     println!("installing");
     shard
-        .install(&sent, &NEW.to_be_bytes(), clock(NEW))
+        .install(
+            &sent,
+            &NEW.to_be_bytes(),
+            clock(NEW),
+            shard_slots(INSTALLED),
+        )
         .unwrap();
     println!("installed");
 }
@@ -277,7 +283,12 @@ fn an_install_killed_at_any_point_is_whole_or_has_not_been() {
         // The next install is not in the way of the first.
         let sent = snapshot_files(&source, &dir.path().join("again"));
         shard
-            .install(&sent, &NEW.to_be_bytes(), clock(NEW))
+            .install(
+                &sent,
+                &NEW.to_be_bytes(),
+                clock(NEW),
+                shard_slots(INSTALLED),
+            )
             .unwrap();
         assert_is(&mut shard, NEW, point);
         drop((shard, neighbour, store));
@@ -285,6 +296,60 @@ fn an_install_killed_at_any_point_is_whole_or_has_not_been() {
         assert!(store.interrupted_installs().is_empty());
         let mut shard = store.shard(INSTALLED, shard_slots(INSTALLED)).unwrap();
         assert_is(&mut shard, NEW, "after the second install");
+    }
+}
+
+const NEW_SHARD: ShardId = ShardId(9);
+
+/// Splits a shard with its batch after [`OLD`], and goes on with both.
+fn split(store: &Store) {
+    let mut shard = store.shard(INSTALLED, shard_slots(INSTALLED)).unwrap();
+    for n in 1..=OLD {
+        commit(&mut shard, n);
+    }
+    states::commit_split(&mut shard, OLD + 1, Slot(102), NEW_SHARD);
+    let mut new = store.shard(NEW_SHARD, shard_slots(ShardId(0))).unwrap();
+    for n in 1..=10 {
+        commit(&mut new, n);
+        commit(&mut shard, OLD + 1 + n);
+    }
+    store.flush().unwrap();
+    unreachable!("every point is before this");
+}
+
+#[test]
+fn a_split_killed_at_any_point_is_whole_or_has_not_been() {
+    for (point, is_split) in [
+        ("store.before_commit@81", Some(false)),
+        // What is not flushed may be there or not.
+        ("store.before_write@1", None),
+        ("store.before_write@12", None),
+        ("store.before_commit@82", None),
+        ("store.before_commit@90", None),
+        ("store.before_flush@1", None),
+        ("store.after_flush@1", Some(true)),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        listen(&mut child("split", dir.path(), point), |_| false);
+        let store = states::open(dir.path());
+        let found = store.shards().unwrap();
+        let new = found.get(&NEW_SHARD).map(|(slots, _)| *slots);
+        assert!(
+            is_split.is_none_or(|is_split| new.is_some() == is_split),
+            "{point}: {found:?}"
+        );
+        let shard = store.shard(INSTALLED, shard_slots(INSTALLED)).unwrap();
+        match new {
+            None => {
+                assert_eq!(shard.slots(), shard_slots(INSTALLED), "{point}");
+                assert!(applied(&shard) <= OLD, "{point}: half of it was done");
+            }
+            Some(new) => {
+                assert_eq!((shard.slots(), new), (slots(100, 101), slots(102, 103)));
+                assert!(applied(&shard) > OLD, "{point}: half of it was done");
+                drop(store.shard(NEW_SHARD, new).unwrap());
+            }
+        }
     }
 }
 

@@ -4,4 +4,5 @@ mod crash;
 mod memory_model;
 mod reads;
 mod snapshots;
+mod splits;
 mod states;

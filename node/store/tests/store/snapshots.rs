@@ -97,7 +97,9 @@ fn installing_replaces_the_slots_and_nothing_else() {
         let held = shard.snapshot().unwrap();
 
         let applied = source_n.to_be_bytes();
-        shard.install(&sent, &applied, snapshot.clock()).unwrap();
+        shard
+            .install(&sent, &applied, snapshot.clock(), snapshot.slots())
+            .unwrap();
         let check = |shard: &mut ShardStore, what: &str| {
             if source_n > 0 {
                 assert_is(shard, source_n, what);
@@ -152,7 +154,12 @@ fn installing_twice_and_clearing() {
         let snapshot = origin.snapshot().unwrap();
         let sent = files(&snapshot, &from.path().join("files"));
         shard
-            .install(&sent, &upto.to_be_bytes(), snapshot.clock())
+            .install(
+                &sent,
+                &upto.to_be_bytes(),
+                snapshot.clock(),
+                snapshot.slots(),
+            )
             .unwrap();
         assert_is(&mut shard, upto, "installed");
         commit(&mut shard, upto + 1);
@@ -203,7 +210,12 @@ fn readers_see_an_install_at_once() {
     };
     let sent = files(&snapshot, &from.path().join("files"));
     shard
-        .install(&sent, &120_u64.to_be_bytes(), snapshot.clock())
+        .install(
+            &sent,
+            &120_u64.to_be_bytes(),
+            snapshot.clock(),
+            snapshot.slots(),
+        )
         .unwrap();
     installed.store(true, Ordering::Release);
     reader.join().unwrap();
@@ -245,7 +257,12 @@ fn a_damaged_file_changes_nothing() {
         let mut sent = files(&snapshot, &from.path().join(format!("files-{index}")));
         damage(&mut sent);
         let error = shard
-            .install(&sent, &100_u64.to_be_bytes(), snapshot.clock())
+            .install(
+                &sent,
+                &100_u64.to_be_bytes(),
+                snapshot.clock(),
+                snapshot.slots(),
+            )
             .expect_err(what);
         assert!(
             matches!(

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use carillon_core::ids::{ShardId, Slot, SlotRange, TimestampMs};
 use carillon_core::records::ShardClock;
 use carillon_core::{ReadView, View, keys};
-use carillon_store::{ShardBatch, ShardStore, Store, StoreOptions};
+use carillon_store::{ShardBatch, ShardStore, SplitOff, Store, StoreOptions};
 
 pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -104,6 +104,21 @@ pub fn commit(shard: &mut ShardStore, n: u64) {
     let mut batch = shard.begin();
     write(&mut batch, &changes);
     batch.commit(&n.to_be_bytes(), clock(n)).unwrap();
+}
+
+/// Commits the shard's batch number `n`, and with it a split.
+pub fn commit_split(shard: &mut ShardStore, n: u64, at: Slot, new: ShardId) {
+    let changes = changes(shard.id(), shard.slots(), n);
+    let mut batch = shard.begin();
+    write(&mut batch, &changes);
+    let new = SplitOff {
+        id: new,
+        at,
+        applied: &0_u64.to_be_bytes(),
+    };
+    batch
+        .commit_split(&n.to_be_bytes(), clock(n), &new)
+        .unwrap();
 }
 
 /// The state after the batches `1 ..= n`.

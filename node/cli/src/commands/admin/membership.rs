@@ -13,6 +13,7 @@ use proto::Standing;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::NOT_DONE;
 use crate::arguments::Output;
 use crate::bench::duration::parse_duration;
 use crate::failure::advised;
@@ -21,8 +22,6 @@ use crate::present;
 
 /// Between two looks at a drain.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// The exit code when a drain is not done within `--timeout`; it goes on.
-const NOT_DONE: u8 = 3;
 
 /// What a node is emptied for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -279,9 +278,20 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     let answer = answer.context("could not list the moves")?;
     if output == Output::Json {
         let moves: Vec<Value> = answer.moves.iter().map(move_json).collect();
+        let splits: Vec<Value> = answer.splits.iter().map(split_json).collect();
         return Ok(output::json(
-            &json!({ "moves": moves, "waits": answer.waits }),
+            &json!({ "moves": moves, "splits": splits, "waits": answer.waits }),
         )?);
+    }
+    for split in &answer.splits {
+        output::line(&format!(
+            "shard {} is being split at slot {}, into shard {} too ({}), since {}",
+            split.shard_id,
+            split.slot,
+            split.new_shard_id,
+            split.reason,
+            present::moment(split.started_at_ms)
+        ))?;
     }
     if answer.moves.is_empty() {
         output::line("no replica is on its way")?;
@@ -312,6 +322,16 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
         output::line(&format!("waits: {wait}"))?;
     }
     Ok(())
+}
+
+fn split_json(split: &proto::Split) -> Value {
+    json!({
+        "shard_id": split.shard_id,
+        "new_shard_id": split.new_shard_id,
+        "slot": split.slot,
+        "reason": split.reason,
+        "started_at_ms": split.started_at_ms,
+    })
 }
 
 /// How much of the snapshot is sent, how fast, and how long the rest takes at that.

@@ -33,6 +33,12 @@ pub struct PolicyArguments {
     /// Whether replicas move from full nodes to empty ones.
     #[arg(long, value_name = "true|false")]
     balance: Option<bool>,
+    /// A shard that takes up more GiB on a node is split; 0: none.
+    #[arg(long, value_name = "GIB")]
+    shard_gib_max: Option<u32>,
+    /// A shard that applies more commands per second is split [100 to 1000000]; 0: none.
+    #[arg(long, value_name = "COUNT")]
+    shard_commands_per_s_max: Option<u32>,
 }
 
 /// Carries it out.
@@ -49,6 +55,8 @@ pub async fn run(
         lost_nodes_max: arguments.lost_nodes_max,
         snapshot_kib_per_s_max: arguments.snapshot_kib_per_s_max,
         balance: arguments.balance,
+        shard_gib_max: arguments.shard_gib_max,
+        shard_commands_per_s_max: arguments.shard_commands_per_s_max,
     };
     let policy = if change == proto::SetPolicyRequest::default() {
         let policy = admin.get_policy().await;
@@ -70,6 +78,8 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "lost_nodes_max": policy.lost_nodes_max,
             "snapshot_kib_per_s_max": policy.snapshot_kib_per_s_max,
             "balance": policy.balance,
+            "shard_gib_max": policy.shard_gib_max,
+            "shard_commands_per_s_max": policy.shard_commands_per_s_max,
         }))?);
     }
     let mut table = output::table(&["policy", "value", "means"]);
@@ -108,6 +118,16 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "balance",
             policy.balance.to_string(),
             "replicas move from full nodes to empty ones",
+        ),
+        (
+            "shard-gib-max",
+            policy.shard_gib_max.to_string(),
+            "a shard that is larger is split; 0: none",
+        ),
+        (
+            "shard-commands-per-s-max",
+            policy.shard_commands_per_s_max.to_string(),
+            "a shard that applies more is split; 0: none",
         ),
     ] {
         table.add_row([name, value.as_str(), means]);

@@ -2,14 +2,14 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{put_text, read_list, read_node_id, write_list, write_node};
+use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ShardId, TimestampMs};
 use crate::map::{
     ConfigVersion, JoinToken, MetaCommand, MoveId, MoveReason, NodeInfo, PolicyChange,
-    ShardDescriptor, Standing,
+    ShardDescriptor, SplitReason, Standing,
 };
-use crate::records::read_option;
+use crate::records::{read_option, write_option};
 
 fn write_leaders(out: &mut BytesMut, leaders: &[(ShardId, NodeId)]) {
     put_varint(out, leaders.len() as u64);
@@ -127,10 +127,29 @@ impl MetaCommand {
                 put_varint(out, move_id.0);
                 put_signed(out, at.0);
             }
+            MetaCommand::StartSplit {
+                shard_id,
+                slot,
+                reason,
+                epoch,
+                at,
+            } => {
+                out.put_u8(15);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(slot.0));
+                out.put_u8(*reason as u8);
+                write_option(out, epoch.as_ref(), |epoch, out| put_varint(out, epoch.0));
+                put_signed(out, at.0);
+            }
+            MetaCommand::FinishSplit { new_shard_id, at } => {
+                out.put_u8(16);
+                put_varint(out, u64::from(new_shard_id.0));
+                put_signed(out, at.0);
+            }
         }
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+    pub(super) fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
         Ok(match reader.u8()? {
             1 => MetaCommand::CreateCluster {
                 cluster_id: reader.text()?,
@@ -154,7 +173,7 @@ impl MetaCommand {
                 at: TimestampMs(reader.signed()?),
             },
             5 => MetaCommand::SetPolicy {
-                change: PolicyChange::read(reader)?,
+                change: PolicyChange::read(reader, version)?,
                 at: TimestampMs(reader.signed()?),
             },
             6 => MetaCommand::SetStanding {
@@ -196,6 +215,17 @@ impl MetaCommand {
             },
             14 => MetaCommand::EndCancelledMove {
                 move_id: MoveId(reader.varint()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            15 => MetaCommand::StartSplit {
+                shard_id: ShardId(reader.varint32()?),
+                slot: read_slot(reader)?,
+                reason: SplitReason::read(reader)?,
+                epoch: read_option(reader, |reader| reader.varint().map(Epoch))?,
+                at: TimestampMs(reader.signed()?),
+            },
+            16 => MetaCommand::FinishSplit {
+                new_shard_id: ShardId(reader.varint32()?),
                 at: TimestampMs(reader.signed()?),
             },
             _ => return Err(reader.corrupt("the command is unknown")),

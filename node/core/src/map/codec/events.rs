@@ -2,10 +2,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::{read_node_id, write_node};
+use super::{read_node_id, read_slot, write_node};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{ShardId, TimestampMs};
-use crate::map::{Event, EventKind, MoveId, MoveReason, Standing};
+use crate::map::{Event, EventKind, MoveId, MoveReason, SplitReason, Standing};
 use crate::records::read_option;
 
 impl Event {
@@ -81,6 +81,26 @@ impl EventKind {
                 out.put_u8(*reason as u8);
             }
             EventKind::PolicyChanged => out.put_u8(8),
+            EventKind::SplitStarted {
+                shard_id,
+                new_shard_id,
+                slot,
+                reason,
+            } => {
+                out.put_u8(10);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(new_shard_id.0));
+                put_varint(out, u64::from(slot.0));
+                out.put_u8(*reason as u8);
+            }
+            EventKind::SplitFinished {
+                shard_id,
+                new_shard_id,
+            } => {
+                out.put_u8(11);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(new_shard_id.0));
+            }
             EventKind::JoinTokenRotated => out.put_u8(9),
         }
     }
@@ -118,6 +138,16 @@ impl EventKind {
                 reason: MoveReason::read(reader)?,
             },
             8 => EventKind::PolicyChanged,
+            10 => EventKind::SplitStarted {
+                shard_id: ShardId(reader.varint32()?),
+                new_shard_id: ShardId(reader.varint32()?),
+                slot: read_slot(reader)?,
+                reason: SplitReason::read(reader)?,
+            },
+            11 => EventKind::SplitFinished {
+                shard_id: ShardId(reader.varint32()?),
+                new_shard_id: ShardId(reader.varint32()?),
+            },
             9 => EventKind::JoinTokenRotated,
             _ => return Err(reader.corrupt("the event is unknown")),
         })

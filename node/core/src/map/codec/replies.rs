@@ -6,7 +6,8 @@ use super::{put_text, read_node_id, read_size};
 use crate::codec::{Corrupt, Reader, put_varint};
 use crate::ids::{Epoch, ReplicaId, ShardId};
 use crate::map::{
-    MapError, MetaRefusal, MetaReply, MoveId, MoveStep, PolicyError, PolicyLimit, Standing,
+    MapError, MetaRefusal, MetaReply, MoveId, MoveStep, PolicyError, PolicyLimit, SplitRefusal,
+    Standing,
 };
 
 impl MetaReply {
@@ -97,6 +98,10 @@ impl MetaRefusal {
                 inner.write(out);
             }
             MetaRefusal::WrongToken => out.put_u8(7),
+            MetaRefusal::Split(inner) => {
+                out.put_u8(30);
+                inner.write(out);
+            }
             MetaRefusal::EmptyIdentity => out.put_u8(8),
             MetaRefusal::IdentityTaken { node_id } => {
                 out.put_u8(9);
@@ -227,6 +232,7 @@ impl MetaRefusal {
             },
             6 => MetaRefusal::Map(MapError::read(reader)?),
             7 => MetaRefusal::WrongToken,
+            30 => MetaRefusal::Split(SplitRefusal::read(reader)?),
             8 => MetaRefusal::EmptyIdentity,
             9 => MetaRefusal::IdentityTaken {
                 node_id: read_node_id(reader)?,
@@ -439,6 +445,8 @@ impl PolicyError {
             4 => PolicyLimit::MovesPerNode,
             5 => PolicyLimit::LostNodes,
             6 => PolicyLimit::SnapshotRate,
+            7 => PolicyLimit::ShardSize,
+            8 => PolicyLimit::ShardLoad,
             _ => return Err(reader.corrupt("a limit of the policy is unknown")),
         };
         Ok(PolicyError {

@@ -25,7 +25,9 @@ pub fn check(world: &mut World) {
             world.state.standings
         );
         world.tick();
-        let done = world.state.moves.is_empty() && world.in_flight.is_empty();
+        let done = world.state.moves.is_empty()
+            && world.state.splits.is_empty()
+            && world.in_flight.is_empty();
         let idle = done && world.last_plan.steps.is_empty();
         quiet = if idle && world.meta.leader.is_some() {
             quiet + 1

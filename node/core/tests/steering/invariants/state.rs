@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use carillon_core::map::{EVENTS_MAX, MetaState, Replica, Standing};
-use carillon_core::{NodeId, SLOTS};
+use carillon_core::map::{EVENTS_MAX, MetaState, Replica, SPLITS_MAX, Standing};
+use carillon_core::{NodeId, SLOTS, ShardId};
 
 pub fn check_invariants(state: &MetaState) {
     if !state.exists() {
@@ -35,6 +35,23 @@ pub fn check_invariants(state: &MetaState) {
             );
             assert!(replica.replica_id < state.next_replica_id);
         }
+        let split = state.splits.get(&shard.shard_id);
+        if let Some(split) = split {
+            assert!(running.is_none(), "it moves while it is split");
+            assert_eq!(split.shard_id, shard.shard_id);
+            assert!(shard.slots.split(split.slot).is_some());
+            assert!(state.map.shard(split.new_shard_id).is_none());
+            let on = |replicas: &[Replica]| -> Vec<NodeId> {
+                let mut on: Vec<_> = replicas.iter().map(|replica| replica.node_id).collect();
+                on.sort_unstable();
+                on
+            };
+            assert_eq!(on(&split.replicas), on(&shard.replicas));
+            for replica in &split.replicas {
+                assert!(replica_ids.insert(replica.replica_id));
+                assert!(replica.replica_id < state.next_replica_id);
+            }
+        }
         if let Some(running) = running {
             assert_eq!(running.shard_id, shard.shard_id);
             assert!(running.move_id < state.next_move_id);
@@ -50,8 +67,15 @@ pub fn check_invariants(state: &MetaState) {
         }
     }
     assert_eq!(next_slot, SLOTS);
-    let mut moving = state.moves.keys();
+    let mut moving = state.moves.keys().chain(state.splits.keys());
     assert!(moving.all(|shard| state.map.shard(*shard).is_some()));
+    assert!(state.splits.len() <= SPLITS_MAX);
+    let placed = state.map.shards.iter().map(|shard| shard.shard_id);
+    let made = state.splits.values().map(|split| split.new_shard_id);
+    let shard_ids: BTreeSet<ShardId> = placed.chain(made).collect();
+    let shards = state.map.shards.len() + state.splits.len();
+    assert_eq!(shard_ids.len(), shards, "a shard's number is given twice");
+    assert!(shard_ids.iter().all(|shard| *shard < state.next_shard_id));
     assert!(state.events.len() <= EVENTS_MAX);
 }
 
@@ -75,7 +99,16 @@ pub fn check_change(before: &MetaState, after: &MetaState) {
     assert!(before.next_replica_id <= after.next_replica_id);
     assert!(before.next_node_id <= after.next_node_id);
     assert!(before.next_move_id <= after.next_move_id);
-    let same_moves = before.moves.keys().eq(after.moves.keys());
+    assert!(before.next_shard_id <= after.next_shard_id);
+    for (shard_id, split) in &before.splits {
+        // What was started is finished, as it was.
+        let made = after.map.shard(split.new_shard_id);
+        let on = made.map_or(&split.replicas, |made| &made.replicas);
+        assert_eq!(*on, split.replicas);
+        assert!(made.is_some() || after.splits.get(shard_id) == Some(split));
+    }
+    let same_moves =
+        before.moves.keys().eq(after.moves.keys()) && before.splits.keys().eq(after.splits.keys());
     let same_map = before.map.shards == after.map.shards && before.map.nodes == after.map.nodes;
     if !same_moves || !same_map || before.standings != after.standings {
         assert!(before.map.epoch < after.map.epoch, "the epoch did not grow");

@@ -8,6 +8,7 @@ use carillon_proto::internal::{self, MessageRef, answer, query};
 use carillon_proto::v1;
 use futures_util::{StreamExt, TryStreamExt};
 use prost::Message;
+use tokio::time::Instant;
 
 use super::Call;
 use crate::gateway::errors::Failure;
@@ -36,12 +37,7 @@ impl Call {
         let mut resolved = Resolved::default();
         let mut bytes = 0;
         for chunk in refs.chunks(RESOLVE_CHUNK) {
-            let answers: Vec<(Vec<usize>, internal::MessagesByRefAnswer)> =
-                futures_util::stream::iter(self.group(chunk))
-                    .map(|group| self.resolve_group(group))
-                    .buffer_unordered(QUERIES_CONCURRENT_MAX)
-                    .try_collect()
-                    .await?;
+            let answers = self.answers(chunk).await?;
             let mut messages = vec![None; chunk.len()];
             for (places, answer) in answers {
                 for (place, message) in places.into_iter().zip(answer.messages) {
@@ -62,6 +58,27 @@ impl Call {
             }
         }
         Ok(resolved)
+    }
+
+    /// Asks all shards that have a part of the chunk; again when a split has moved a part.
+    async fn answers(
+        &self,
+        chunk: &[MessageRef],
+    ) -> Result<Vec<(Vec<usize>, internal::MessagesByRefAnswer)>, Failure> {
+        loop {
+            let version = self.gateway.router.routing_version();
+            let answers = futures_util::stream::iter(self.group(chunk))
+                .map(|group| self.resolve_group(group))
+                .buffer_unordered(QUERIES_CONCURRENT_MAX)
+                .try_collect()
+                .await;
+            match answers {
+                Err(failure) if failure.is_moved() && Instant::now() < self.deadline => {
+                    self.gateway.router.rerouted(version).await;
+                }
+                answers => return answers,
+            }
+        }
     }
 
     fn group(&self, refs: &[MessageRef]) -> impl Iterator<Item = Group> + use<> {
