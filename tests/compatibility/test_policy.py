@@ -14,6 +14,8 @@ DEFAULTS = admin.Policy(
     lost_nodes_max=1,
     snapshot_kib_per_s_max=65_536,
     balance=True,
+    shard_gib_max=32,
+    shard_commands_per_s_max=50_000,
 )
 
 
@@ -42,6 +44,8 @@ def test_a_change_leaves_the_rest(stub):
         ({"moves_per_node_max": 5}, "moves_per_node_max"),
         ({"lost_nodes_max": 1025}, "lost_nodes_max"),
         ({"snapshot_kib_per_s_max": 63}, "snapshot_kib_per_s_max"),
+        ({"shard_gib_max": 1_048_577}, "shard_gib_max"),
+        ({"shard_commands_per_s_max": 99}, "shard_commands_per_s_max"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(stub, change, named):

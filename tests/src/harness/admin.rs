@@ -8,7 +8,8 @@ use carillon_proto::admin::{
     ChecksumShardRequest, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
     GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, ListMovesRequest, ListNodesRequest,
     ListShardsRequest, NodeStatus, RestartNodeRequest, SetPolicyRequest, SetStandingRequest,
-    ShardStatus, Standing, TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+    ShardStatus, SplitShardRequest, Standing, TransferLeaderRequest, TriggerSnapshotRequest,
+    replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 
@@ -54,7 +55,7 @@ impl Cluster {
                 match self.overview(*id).await {
                     Ok(seen)
                         if seen.shards_led == seen.shards
-                            && seen.shards == self.options.shards
+                            && seen.shards >= self.options.shards
                             && seen.meta_leader_node != 0
                             && seen.nodes_up as usize == up.len() => {}
                     Ok(seen) => missing = Some(format!("node {id} sees {seen:?}")),
@@ -103,6 +104,41 @@ impl Cluster {
             .set_standing(rpc::within(request, QUESTION_LIMIT))
             .await?;
         Ok(())
+    }
+
+    /// Begins to split a shard in the middle; the number of the one that it makes.
+    pub async fn split(&self, shard_id: u32) -> Result<u32> {
+        let mut admin = self.admin()?;
+        let request = SplitShardRequest {
+            shard_id,
+            slot: None,
+        };
+        let answer = admin.split_shard(rpc::within(request, QUESTION_LIMIT));
+        Ok(answer.await?.into_inner().new_shard_id)
+    }
+
+    /// Waits until nothing is being split any more, and each shard has a leader.
+    pub async fn wait_split(&self, shards: usize, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let known = self.shards().await?;
+            let led = known.iter().filter(|shard| shard.leader_node != 0).count();
+            // And the meta group.
+            if known.len() == shards + 1 && led == known.len() && self.no_splits().await? {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("{led} of {shards} shards are led after {limit:?}: {known:?}");
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Whether no shard is being split.
+    pub async fn no_splits(&self) -> Result<bool> {
+        let mut admin = self.admin()?;
+        let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
+        Ok(moves.await?.into_inner().splits.is_empty())
     }
 
     /// Changes the policy of the cluster.
