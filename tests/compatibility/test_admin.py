@@ -141,6 +141,7 @@ def test_snapshot(stubs, caller, node_id):
         ("ChecksumShard", admin.ChecksumShardRequest(shard_id=99)),
         ("TransferLeader", admin.TransferLeaderRequest(shard_id=99, to_node=1)),
         ("TriggerSnapshot", admin.TriggerSnapshotRequest(shard_id=99)),
+        ("SplitShard", admin.SplitShardRequest(shard_id=99)),
     ],
 )
 def test_unknown_shard(stubs, method, request_):

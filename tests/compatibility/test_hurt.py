@@ -297,6 +297,51 @@ def test_leaders_change_under_a_stream(hurt, open_channel):
         wait_all_told(receiver, 1, total)
 
 
+def test_shards_are_split_under_a_stream(open_channel):
+    """Shards become two while messages come: none is refused, lost or overtaken."""
+    with Cluster(shards=SHARDS, extra=CONFIG) as cluster:
+        channels = [open_channel(node.client) for node in cluster.nodes]
+        stub = admin_pb2_grpc.AdminStub(channels[0])
+        alice, bob = Caller(channels[0], unique("alice")), unique("bob")
+        conversation = direct(alice.user, bob)
+        total = 20 * SHARDS
+        with device(channels[1], bob) as sender, device(channels[2], alice.user) as receiver:
+            sender.take("welcome")
+            assert receiver.take("welcome").inbox_head == 0
+            for shard_id in range(1, SHARDS + 1):
+                for number in range(20):
+                    sender.say(conversation, f"{shard_id} {number}")
+                answer = stub.SplitShard(admin.SplitShardRequest(shard_id=shard_id), timeout=15)
+                assert answer.new_shard_id == SHARDS + shard_id
+                wait_led(stub, answer.new_shard_id, answer.slot)
+            sent = [sender.take("sent") for _ in range(total)]
+            assert [answer.seq for answer in sent] == list(range(1, total + 1))
+            alice.inbox(head=total)
+            wait_all_told(receiver, 1, total)
+        slots = []
+        for shard in stub.ListShards(admin.ListShardsRequest()).shards:
+            if shard.shard_id != 0:
+                slots.extend(range(shard.slot_first, shard.slot_last + 1))
+        assert sorted(slots) == list(range(4096)), "each slot has one shard"
+        # One slot is left of it, which is no place to split it at.
+        narrow = stub.SplitShard(admin.SplitShardRequest(shard_id=1, slot=1), timeout=15)
+        wait_led(stub, narrow.new_shard_id, 1)
+        for slot in (None, 0, 1, 4095, 70_000):
+            with refused(FAILED_PRECONDITION, "SHARD_NOT_SPLIT"):
+                stub.SplitShard(admin.SplitShardRequest(shard_id=1, slot=slot), timeout=15)
+
+
+def wait_led(stub: admin_pb2_grpc.AdminStub, shard_id: int, slot: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while time.monotonic() < deadline:
+        with contextlib.suppress(grpc.RpcError):
+            (shard,) = stub.ListShards(admin.ListShardsRequest(shard_id=shard_id)).shards
+            if shard.leader_node != 0 and shard.slot_first == slot:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"shard {shard_id} is not led")
+
+
 def test_slow_reader_is_told_to_resync(hurt, open_channel):
     """A device that does not read costs a bounded queue; what it missed is in its inbox."""
     channel = open_channel(hurt.nodes[0].client)

@@ -608,11 +608,18 @@ impl Admin for AdminService {
     ) -> Result<Response<SplitShardResponse>, Status> {
         let SplitShardRequest { shard_id, slot } = request.into_inner();
         let shard = self.descriptor(ShardId(shard_id))?;
-        let slot = match slot {
-            // One that is too large is in no shard.
-            Some(slot) => Slot(u16::try_from(slot).unwrap_or(u16::MAX)),
-            None => shard.slots.middle().unwrap_or(shard.slots.first),
-        };
+        let middle = shard.slots.middle().unwrap_or(shard.slots.first);
+        let wanted = slot.unwrap_or_else(|| u32::from(middle.0));
+        let slot = u16::try_from(wanted).map(Slot).ok();
+        let slot = slot.filter(|slot| shard.slots.split(*slot).is_some());
+        let slot = slot.ok_or_else(|| {
+            let text = format!(
+                "shard {shard_id} has slots {} and cannot be split at slot {wanted}",
+                shard.slots
+            );
+            let metadata = [("shard_id", shard_id.to_string())];
+            status_with_reason(Code::FailedPrecondition, "SHARD_NOT_SPLIT", text, metadata)
+        })?;
         self.meta(MetaCommand::StartSplit {
             shard_id: shard.shard_id,
             slot,
