@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use carillon_core::ids::{Epoch, ShardId};
+use carillon_core::ids::{Epoch, ShardId, SlotRange};
 use carillon_core::map::{META_SHARD, MetaState};
 use carillon_raft::{AppliedRecord, Group};
 
@@ -56,7 +56,9 @@ impl Node {
                 .find(|voter| voter.node == me)
                 .map(|voter| voter.replica)
             else {
-                anyhow::bail!("shard {} is on this disk and not of this node", shard.0);
+                // The old one was here as a learner that nobody wants any more.
+                self.clear(shard, slots).await?;
+                continue;
             };
             let named = meta.names_replica(shard, replica_id);
             if !named && replica_id >= meta.next_replica_id {
@@ -78,6 +80,14 @@ impl Node {
         self.record(kept).await?;
         carillon_log::failpoint::hit("node.split.adopted");
         Ok(())
+    }
+
+    /// Removes what is of no replica.
+    async fn clear(&self, shard: ShardId, slots: SlotRange) -> anyhow::Result<()> {
+        tracing::info!(shard = shard.0, "a state of no replica is removed");
+        let store = self.store.clone();
+        let clear = move || store.shard(shard, slots)?.clear();
+        Ok(tokio::task::spawn_blocking(clear).await??)
     }
 
     /// Lets the new shard be led where the old one is, as soon as a majority has it.

@@ -252,11 +252,20 @@ impl Node {
         if let Some(replica) = self.cluster().remove_replica(shard) {
             replica.retire().await;
         }
-        let (log, store) = (self.log.clone(), self.store.clone());
+        let (log, store, kept) = (self.log.clone(), self.store.clone(), self.local.clone());
         let delete = move || -> anyhow::Result<()> {
             log.remove_group(GroupId(shard.0))?;
             carillon_log::failpoint::hit("node.replica.log_removed");
-            store.shard(shard, local.slots)?.clear()?;
+            let mut state = store.shard(shard, local.slots)?;
+            // A split may have taken slots from it just now. Once its state is gone only the
+            // record says so, and a crash must not make more of it than it was.
+            let narrowed = LocalReplica {
+                slots: state.slots(),
+                presence: Presence::Leaving,
+                ..local
+            };
+            kept.put([(shard, narrowed)])?;
+            state.clear()?;
             Ok(())
         };
         tokio::task::spawn_blocking(delete).await??;
