@@ -125,6 +125,7 @@ bench failover --out "$out"
 stop
 start
 bench roll --out "$out"
+bench split --out "$out"
 stop
 echo
 echo "results: $out"

@@ -18,7 +18,9 @@ mod plot;
 mod population;
 mod report;
 mod roll;
+mod split;
 mod standard;
+mod steady;
 mod store;
 mod wire;
 
@@ -71,6 +73,8 @@ enum BenchCommand {
     Failover(failover::FailoverArguments),
     /// Restarting all nodes one after the other under a load of clients of the SDK.
     Roll(roll::RollArguments),
+    /// Splitting shards one after the other under the same load.
+    Split(split::SplitArguments),
 }
 
 /// Where the load goes, and the processes behind it that can be observed.
@@ -152,6 +156,10 @@ async fn measure(
         Some(BenchCommand::Roll(arguments)) => {
             let report = roll::run(arguments, targets).await?;
             sink.put("roll", &report, roll::RollReport::show)?;
+        }
+        Some(BenchCommand::Split(arguments)) => {
+            let report = split::run(arguments, targets).await?;
+            sink.put("split", &report, split::SplitReport::show)?;
         }
     }
     Ok(ExitCode::SUCCESS)
