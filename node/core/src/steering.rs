@@ -10,7 +10,7 @@
 
 //!
 //! The order of a plan: `members` (the meta group's own), `standings` (who is given up or
-//! back), `moves` (those that run), `leaders`, `starts` (new moves). `problem` asks the
+//! back), `recoveries` (shards that lost their majority), `moves` (those that run), `leaders`, `starts` (new moves). `problem` asks the
 //! placement solver, once for each plan; `drain` tells operators how far a drain is and what
 //! it would break.
 //!
@@ -23,6 +23,7 @@ mod leaders;
 mod members;
 mod moves;
 mod problem;
+mod recoveries;
 mod seen;
 mod standings;
 mod starts;
@@ -52,6 +53,7 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     let mut planner = Planner::new(state, seen);
     planner.plan_members();
     planner.plan_standings();
+    planner.plan_recoveries();
     planner.plan_running_moves();
     planner.plan_strays();
     let wishes = planner.wishes();

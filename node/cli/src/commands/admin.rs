@@ -1,8 +1,10 @@
 //! `carillon admin`: what operators ask of a cluster.
 
+mod actor;
 mod check;
 mod membership;
 mod policy;
+mod recover;
 pub(crate) mod roll;
 mod top;
 
@@ -18,6 +20,15 @@ use serde_json::{Value, json};
 use crate::arguments::{Cluster, Output};
 use crate::output::{self, Paint};
 use crate::present;
+
+#[derive(Debug, Args)]
+pub struct AdminArguments {
+    /// Who asks: recorded with what is changed, and shown by `events`. Default: USER@HOST.
+    #[arg(long = "as", value_name = "NAME", global = true)]
+    name: Option<String>,
+    #[command(subcommand)]
+    command: AdminCommand,
+}
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
@@ -53,6 +64,8 @@ pub enum AdminCommand {
     Check,
     /// What the nodes do now, again and again.
     Top(top::TopArguments),
+    /// What is left of a shard that lost its majority; --unsafe makes it anew from that.
+    RecoverShard(recover::RecoverArguments),
     /// Compare the state of a shard's replicas; fails when they differ.
     Checksum(ChecksumArguments),
     /// Flush a shard's state and purge its log.
@@ -94,11 +107,13 @@ pub struct SnapshotArguments {
 
 /// Carries out `carillon admin …`.
 pub async fn run(
-    command: AdminCommand,
+    arguments: AdminArguments,
     cluster: &Cluster,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let admin = AdminClient::new(&cluster.endpoints)?;
+    let AdminArguments { name, command } = arguments;
+    let name = actor::name(name.as_deref());
+    let admin = AdminClient::acting_as(&cluster.endpoints, &name)?;
     match command {
         AdminCommand::Status => status(&admin, output).await?,
         AdminCommand::Nodes => {
@@ -137,6 +152,7 @@ pub async fn run(
         AdminCommand::Roll(arguments) => roll::run(&admin, &arguments, output).await?,
         AdminCommand::Check => return check::run(&admin, output).await,
         AdminCommand::Top(arguments) => top::run(&admin, &arguments, output).await?,
+        AdminCommand::RecoverShard(arguments) => recover::run(&admin, &arguments, output).await?,
         AdminCommand::Checksum(arguments) => return checksum(&admin, &arguments, output).await,
         AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
     }

@@ -1,18 +1,18 @@
 //! The binary forms of the map, of the meta group's state, and of its commands and
 //! replies: a version byte, then the fields. They are on disk and cross nodes.
+//! The state has versions of its own, in `state`.
 
 mod commands;
 mod events;
 mod replies;
-
-use std::collections::BTreeMap;
+mod state;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    ConfigVersion, DrainPurpose, DrainStart, Event, JoinToken, MetaCommand, MetaReply, MetaState,
-    Move, MoveId, MoveReason, MoveStep, NodeInfo, Policy, PolicyChange, Replica, ShardDescriptor,
-    ShardMap, Standing,
+    ConfigVersion, DrainPurpose, LogPosition, MetaCommand, MetaReply, Move, MoveId, MoveReason,
+    MoveStep, NodeInfo, Policy, PolicyChange, Recovery, Replica, ShardDescriptor, ShardMap,
+    Standing,
 };
 use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange, TimestampMs};
@@ -52,7 +52,6 @@ macro_rules! versioned {
 }
 
 versioned!(ShardMap, "shard map");
-versioned!(MetaState, "meta state");
 versioned!(MetaCommand, "meta command");
 versioned!(MetaReply, "meta reply");
 
@@ -294,6 +293,49 @@ impl ConfigVersion {
     }
 }
 
+impl LogPosition {
+    fn write(self, out: &mut BytesMut) {
+        put_varint(out, self.term);
+        put_varint(out, self.leader.0);
+        put_varint(out, self.index);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(LogPosition {
+            term: reader.varint()?,
+            leader: ReplicaId(reader.varint()?),
+            index: reader.varint()?,
+        })
+    }
+}
+
+impl Recovery {
+    fn write(&self, out: &mut BytesMut) {
+        let Recovery {
+            shard_id,
+            from,
+            to,
+            others,
+            started_at,
+        } = self;
+        put_varint(out, u64::from(shard_id.0));
+        from.write(out);
+        to.write(out);
+        write_list(out, others, |replica, out| replica.write(out));
+        put_signed(out, started_at.0);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Recovery {
+            shard_id: ShardId(reader.varint32()?),
+            from: Replica::read(reader)?,
+            to: Replica::read(reader)?,
+            others: read_list(reader, Replica::read)?,
+            started_at: TimestampMs(reader.signed()?),
+        })
+    }
+}
+
 impl MoveStep {
     fn write(self, out: &mut BytesMut) {
         match self {
@@ -370,97 +412,4 @@ fn write_node(out: &mut BytesMut, node: Option<NodeId>) {
 
 fn read_node_id(reader: &mut Reader<'_>) -> Result<NodeId, Corrupt> {
     Ok(NodeId(reader.varint()?))
-}
-
-impl MetaState {
-    fn write(&self, out: &mut BytesMut) {
-        let MetaState {
-            cluster_id,
-            cluster_name,
-            join_token,
-            replication_factor,
-            next_replica_id,
-            last_founding_replica_id,
-            next_node_id,
-            next_move_id,
-            policy,
-            map,
-            standings,
-            drains,
-            moves,
-            events,
-        } = self;
-        put_text(out, cluster_id);
-        put_text(out, cluster_name);
-        put_text(out, &join_token.0);
-        put_varint(out, u64::from(*replication_factor));
-        put_varint(out, next_replica_id.0);
-        put_varint(out, last_founding_replica_id.0);
-        put_varint(out, next_node_id.0);
-        put_varint(out, next_move_id.0);
-        policy.write(out);
-        map.write(out);
-        put_varint(out, standings.len() as u64);
-        for (node_id, standing) in standings {
-            put_varint(out, node_id.0);
-            standing.write(out);
-        }
-        put_varint(out, drains.len() as u64);
-        for (node_id, start) in drains {
-            put_varint(out, node_id.0);
-            put_signed(out, start.at.0);
-            put_varint(out, u64::from(start.replicas));
-        }
-        put_varint(out, moves.len() as u64);
-        for running in moves.values() {
-            running.write(out);
-        }
-        put_varint(out, events.len() as u64);
-        for event in events {
-            event.write(out);
-        }
-    }
-
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        let state = MetaState {
-            cluster_id: reader.text()?,
-            cluster_name: reader.text()?,
-            join_token: JoinToken(reader.text()?),
-            replication_factor: reader.varint32()?,
-            next_replica_id: ReplicaId(reader.varint()?),
-            last_founding_replica_id: ReplicaId(reader.varint()?),
-            next_node_id: NodeId(reader.varint()?),
-            next_move_id: MoveId(reader.varint()?),
-            policy: Policy::read(reader)?,
-            map: ShardMap::read(reader)?,
-            standings: read_list(reader, |reader| {
-                Ok((read_node_id(reader)?, Standing::read(reader)?))
-            })?
-            .into_iter()
-            .collect(),
-            drains: read_list(reader, |reader| {
-                let node_id = read_node_id(reader)?;
-                let start = DrainStart {
-                    at: TimestampMs(reader.signed()?),
-                    replicas: reader.varint32()?,
-                };
-                Ok((node_id, start))
-            })?
-            .into_iter()
-            .collect(),
-            moves: read_moves(reader)?,
-            events: read_list(reader, Event::read)?.into(),
-        };
-        let registered = state.map.nodes.iter().map(|node| node.node_id);
-        if !registered.eq(state.standings.keys().copied()) {
-            return Err(reader.corrupt("nodes and standings differ"));
-        }
-        Ok(state)
-    }
-}
-
-fn read_moves(reader: &mut Reader<'_>) -> Result<BTreeMap<ShardId, Move>, Corrupt> {
-    let moves = read_list(reader, Move::read)?;
-    let by_shard = moves.into_iter().map(|running| (running.shard_id, running));
-    Ok(by_shard.collect())
 }

@@ -140,7 +140,7 @@ impl MetaState {
             .find(|running| running.move_id == move_id)
     }
 
-    /// The replica is in the map or in a move: its node is to keep it.
+    /// The replica is in the map, in a move, or kept by a recovery: its node is to keep it.
     pub fn names_replica(&self, shard_id: ShardId, replica_id: ReplicaId) -> bool {
         let shard = self.map.shard(shard_id);
         let placed = shard.into_iter().flat_map(|shard| &shard.replicas);
@@ -151,6 +151,7 @@ impl MetaState {
         placed
             .chain(moving)
             .any(|replica| replica.replica_id == replica_id)
+            || self.keeps_for_recovery(shard_id, replica_id)
     }
 
     /// The replica that `node` is to have of the shard: placed there, or on its way.
@@ -199,6 +200,12 @@ pub(super) fn start(
         return Err(MetaRefusal::ShardIsMoving {
             shard_id,
             move_id: running.move_id,
+        });
+    }
+    if let Some(running) = state.recoveries.get(&shard_id) {
+        return Err(MetaRefusal::ShardIsRecovering {
+            shard_id,
+            node_id: running.to.node_id,
         });
     }
     if asked.epoch != state.map.epoch {

@@ -36,6 +36,9 @@ impl Node {
                 "belongs to cluster {cluster}, waits for its shard map"
             ));
         }
+        if !self.confirmed.load(Ordering::Acquire) {
+            return Some("waits for the meta group to confirm the shard map".to_owned());
+        }
         let leaderless: Vec<u32> = meta
             .map
             .shards

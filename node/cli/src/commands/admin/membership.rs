@@ -357,13 +357,18 @@ pub async fn events(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     let events = events.context("could not list the events")?;
     if output == Output::Json {
         let list = events.iter();
-        let list = list.map(|event| json!({ "at_ms": event.at_ms, "text": event.text }));
+        let list =
+            list.map(|event| json!({ "at_ms": event.at_ms, "by": event.by, "text": event.text }));
         let list: Vec<Value> = list.collect();
         return Ok(output::json(&json!({ "events": list }))?);
     }
-    let mut table = output::table(&["when", "what"]);
+    let mut table = output::table(&["when", "who", "what"]);
     for event in &events {
-        table.add_row([present::moment(event.at_ms), event.text.clone()]);
+        table.add_row([
+            present::moment(event.at_ms),
+            present::printable(&event.by),
+            present::printable(&event.text),
+        ]);
     }
     Ok(output::show(&table)?)
 }

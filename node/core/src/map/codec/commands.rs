@@ -4,12 +4,15 @@ use bytes::{BufMut, BytesMut};
 
 use super::{put_text, read_list, read_node_id, write_list, write_node};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
-use crate::ids::{Epoch, NodeId, ShardId, TimestampMs};
+use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    ConfigVersion, JoinToken, MetaCommand, MoveId, MoveReason, NodeInfo, PolicyChange,
-    ShardDescriptor, Standing,
+    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MoveId, MoveReason, NodeInfo,
+    PolicyChange, ShardDescriptor, Standing,
 };
 use crate::records::read_option;
+
+/// The tag of a command that somebody wants.
+const BY: u8 = 17;
 
 fn write_leaders(out: &mut BytesMut, leaders: &[(ShardId, NodeId)]) {
     put_varint(out, leaders.len() as u64);
@@ -127,11 +130,51 @@ impl MetaCommand {
                 put_varint(out, move_id.0);
                 put_signed(out, at.0);
             }
+            MetaCommand::RecoverShard {
+                shard_id,
+                survivor,
+                last,
+                at,
+            } => {
+                out.put_u8(15);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, survivor.0);
+                last.write(out);
+                put_signed(out, at.0);
+            }
+            MetaCommand::FinishRecovery {
+                shard_id,
+                replica_id,
+                at,
+            } => {
+                out.put_u8(16);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, replica_id.0);
+                put_signed(out, at.0);
+            }
+            MetaCommand::By { by, command } => {
+                out.put_u8(BY);
+                put_text(out, &by.0);
+                command.write(out);
+            }
         }
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        Ok(match reader.u8()? {
+        match reader.u8()? {
+            BY => {
+                let by = Actor(reader.text()?);
+                // Never nested: bytes that say so end here, not on the stack.
+                let tag = reader.u8()?;
+                let command = Box::new(Self::read_tagged(tag, reader)?);
+                Ok(MetaCommand::By { by, command })
+            }
+            tag => Self::read_tagged(tag, reader),
+        }
+    }
+
+    fn read_tagged(tag: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(match tag {
             1 => MetaCommand::CreateCluster {
                 cluster_id: reader.text()?,
                 cluster_name: reader.text()?,
@@ -196,6 +239,17 @@ impl MetaCommand {
             },
             14 => MetaCommand::EndCancelledMove {
                 move_id: MoveId(reader.varint()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            15 => MetaCommand::RecoverShard {
+                shard_id: ShardId(reader.varint32()?),
+                survivor: ReplicaId(reader.varint()?),
+                last: LogPosition::read(reader)?,
+                at: TimestampMs(reader.signed()?),
+            },
+            16 => MetaCommand::FinishRecovery {
+                shard_id: ShardId(reader.varint32()?),
+                replica_id: ReplicaId(reader.varint()?),
                 at: TimestampMs(reader.signed()?),
             },
             _ => return Err(reader.corrupt("the command is unknown")),
