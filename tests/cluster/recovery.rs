@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use carillon_proto::admin::{ShardStatus, Standing};
+use carillon_proto::admin::{SetPolicyRequest, ShardStatus, Standing};
 use carillon_tests::harness::{Cluster, ClusterOptions, RESTART_LIMIT};
 use carillon_tests::load::Load;
 use carillon_tests::scenario::Scenario;
@@ -77,6 +77,12 @@ async fn worst_pair(cluster: &Cluster) -> Result<([u64; 2], Vec<u32>)> {
 /// Kills the two one after the other. What is acknowledged between needs the replica that is
 /// left, which has all that was acknowledged before with it.
 async fn lose(cluster: &mut Cluster, load: &Load, lost: [u64; 2]) -> Result<()> {
+    // What is placed stays, so that it can be said when all is done.
+    let calm = SetPolicyRequest {
+        balance: Some(false),
+        ..SetPolicyRequest::default()
+    };
+    cluster.set_policy(calm).await?;
     cluster.kill9(lost[0]).await?;
     load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
         .await?;

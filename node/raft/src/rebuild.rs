@@ -88,15 +88,16 @@ pub async fn log_end(log: GroupLog<LogRecord>, applied: Option<Bytes>) -> io::Re
     let stored = log_last(&mut log).await?;
     let committed = log.read_committed().await?;
     let next = stored.map_or(0, |last| last.index + 1);
-    let start = next.saturating_sub(ENTRIES_LOOKED_AT);
-    let entries = log.try_get_log_entries(start..next).await?;
-    let payload = entries
-        .into_iter()
-        .rev()
-        .find_map(|entry| match entry.payload {
-            EntryPayload::Normal(payload) => Some(payload.0),
-            EntryPayload::Blank | EntryPayload::Membership(_) => None,
-        });
+    let mut payload = None;
+    // One by one: entries may be large.
+    for index in (next.saturating_sub(ENTRIES_LOOKED_AT)..next).rev() {
+        let entry = log.try_get_log_entries(index..index + 1).await?.pop();
+        let Some(entry) = entry else { break };
+        if let EntryPayload::Normal(found) = entry.payload {
+            payload = Some(found.0);
+            break;
+        }
+    }
     Ok(LogEnd {
         last: stored.max(applied).as_ref().map(Position::of),
         committed: committed.max(applied).as_ref().map(Position::of),

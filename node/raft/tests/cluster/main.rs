@@ -608,6 +608,7 @@ async fn a_group_is_begun_anew_by_the_one_that_is_left() {
     let group = cluster.nodes[left].group().clone();
     let done = move |outcome| drop(sender.send(outcome));
     group.propose(payload(50), done).await;
+    group.decided().await;
     let term = group.status().term;
     drop(group);
     cluster.stop(left).await;

@@ -50,9 +50,14 @@ impl AdminService {
         });
         let replicas = join_all(replicas).await;
         let up = |node: NodeId| statuses.get(&node).is_some_and(Option::is_some);
+        let answers = |id: u64| {
+            let mut replicas = replicas.iter();
+            replicas.any(|one| one.replica_id == id && one.answers)
+        };
         let led = statuses.iter().find_map(|(node, status)| {
-            let mut replicas = status.iter().flat_map(|status| &status.replicas);
-            let led = replicas.any(|one| one.shard_id == shard_id && leads_a_majority(one));
+            let of_shard = status.iter().flat_map(|status| &status.replicas);
+            let mut of_shard = of_shard.filter(|one| one.shard_id == shard_id);
+            let led = of_shard.any(|one| leads_a_majority(one, answers));
             led.then_some(*node)
         });
         Ok(assess(&meta, &shard, replicas, led, up))
@@ -149,8 +154,8 @@ fn replica_status(
     here.find(|one| one.replica_id == replica.replica_id.0)
 }
 
-/// The replica leads, and most voters have answered it lately.
-fn leads_a_majority(replica: &ShardReplica) -> bool {
+/// The replica leads, and most voters answer, here and lately there.
+fn leads_a_majority(replica: &ShardReplica, answers_here: impl Fn(u64) -> bool) -> bool {
     let Some(group) = &replica.group else {
         return false;
     };
@@ -159,7 +164,7 @@ fn leads_a_majority(replica: &ShardReplica) -> bool {
         let mut followers = group.followers.iter();
         let follower = followers.find(|follower| follower.replica_id == id);
         let ago = follower.and_then(|follower| follower.answered_ms_ago);
-        id == own || ago.is_some_and(|ago| ago <= ANSWERED_MS_MAX)
+        id == own || (answers_here(id) && ago.is_some_and(|ago| ago <= ANSWERED_MS_MAX))
     };
     let answering = group
         .voters
@@ -299,6 +304,9 @@ fn losses(replicas: &[RecoverableReplica], survivor: &RecoverableReplica) -> Vec
     let nodes: Vec<String> = lost.iter().map(|one| one.node_id.to_string()).collect();
     let nodes = nodes.join(" and ");
     let mut losses = Vec::new();
+    if lost.is_empty() {
+        return losses;
+    }
     if 2 * lost.len() <= voters {
         losses.push(format!(
             "nothing that was acknowledged: that took more replicas than the {} on the lost nodes ({nodes})",
@@ -323,7 +331,7 @@ fn losses(replicas: &[RecoverableReplica], survivor: &RecoverableReplica) -> Vec
     let committed = survivor.committed.map_or(0, |position| position.index);
     if last.index > committed {
         losses.push(format!(
-            "not lost, but new: up to {} entries that it has and that may never have been acknowledged; they count from now on",
+            "on the other hand up to {} entries of it may never have been acknowledged; they count from now on",
             last.index - committed
         ));
     }

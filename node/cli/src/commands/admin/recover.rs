@@ -145,8 +145,11 @@ fn show(shard: u32, recovery: &proto::GetRecoveryResponse, output: Output) -> an
             recovery.survivor_node,
             recovery.why
         ))?;
+        if !recovery.losses.is_empty() {
+            output::line(&paint.bad("what could be lost"))?;
+        }
         for loss in &recovery.losses {
-            output::line(&format!("{} {loss}", paint.bad("lost")))?;
+            output::line(&format!("  - {loss}"))?;
         }
     }
     for hindrance in &recovery.hindrances {
