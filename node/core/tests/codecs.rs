@@ -561,6 +561,7 @@ fn map_values_round_trip() {
         MetaCommand::SetPolicy {
             change: Policy {
                 balance: false,
+                leader_zone: Zone("zone-1".to_owned()),
                 ..Policy::default()
             }
             .into(),
@@ -653,8 +654,9 @@ fn a_state_of_version_1_is_read() {
     };
     apply_meta(&mut state, create);
     let bytes = state.encode();
-    // One event: when, that nobody wanted it, and what; then the number of recoveries.
-    let [before @ .., 1, at, 0, what, 0] = &bytes[1..] else {
+    // One event: when, that nobody wanted it, and what; then the zone of leaders and the
+    // number of recoveries.
+    let [before @ .., 1, at, 0, what, 0, 0] = &bytes[1..] else {
         panic!("{bytes:?}");
     };
     let old = [&[1], before, &[1, *at, *what]].concat();

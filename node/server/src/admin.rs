@@ -85,7 +85,9 @@ fn refused(refusal: &MetaRefusal) -> Status {
         MetaRefusal::ShardHasMajority { .. }
         | MetaRefusal::NotASurvivor { .. }
         | MetaRefusal::ShardIsRecovering { .. } => (Code::FailedPrecondition, "RECOVERY_REFUSED"),
-        MetaRefusal::Policy(_) => (Code::InvalidArgument, "POLICY_OUT_OF_RANGE"),
+        MetaRefusal::Policy(_) | MetaRefusal::TextTooLong { .. } => {
+            (Code::InvalidArgument, "POLICY_OUT_OF_RANGE")
+        }
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
@@ -544,13 +546,13 @@ impl Admin for AdminService {
     ) -> Result<Response<SetPolicyResponse>, Status> {
         let asker = Asker::of(request.metadata())?;
         let change = policy_change(&request.into_inner());
-        let before = self.node.cluster().meta().policy;
+        let after = change.applied_to(&self.node.cluster().meta().policy);
         let at = crate::shard::now();
         let command = MetaCommand::SetPolicy { change, at };
         let changed = self.meta_by(asker, command).await?;
         Ok(Response::new(SetPolicyResponse {
             changed,
-            policy: Some(policy_to_proto(&change.applied_to(&before))),
+            policy: Some(policy_to_proto(&after)),
         }))
     }
 

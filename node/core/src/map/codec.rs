@@ -199,6 +199,7 @@ impl Standing {
 }
 
 impl Policy {
+    /// But for the zone of leaders, which came later and is written elsewhere.
     fn write(&self, out: &mut BytesMut) {
         let Policy {
             down_after_s,
@@ -208,7 +209,8 @@ impl Policy {
             lost_nodes_max,
             snapshot_kib_per_s_max,
             balance,
-        } = *self;
+            leader_zone: _,
+        } = self;
         for number in [
             down_after_s,
             failure_replacement_after_s,
@@ -217,9 +219,9 @@ impl Policy {
             lost_nodes_max,
             snapshot_kib_per_s_max,
         ] {
-            put_varint(out, u64::from(number));
+            put_varint(out, u64::from(*number));
         }
-        out.put_u8(u8::from(balance));
+        out.put_u8(u8::from(*balance));
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
@@ -231,11 +233,13 @@ impl Policy {
             lost_nodes_max: reader.varint32()?,
             snapshot_kib_per_s_max: reader.varint32()?,
             balance: reader.flag()?,
+            leader_zone: Zone::default(),
         })
     }
 }
 
 impl PolicyChange {
+    /// But for the zone of leaders, as in [`Policy`].
     fn write(&self, out: &mut BytesMut) {
         let PolicyChange {
             down_after_s,
@@ -245,7 +249,8 @@ impl PolicyChange {
             lost_nodes_max,
             snapshot_kib_per_s_max,
             balance,
-        } = *self;
+            leader_zone: _,
+        } = self;
         for number in [
             down_after_s,
             failure_replacement_after_s,
@@ -273,6 +278,7 @@ impl PolicyChange {
             lost_nodes_max: number()?,
             snapshot_kib_per_s_max: number()?,
             balance: read_option(reader, |reader| reader.flag())?,
+            leader_zone: None,
         })
     }
 }

@@ -464,6 +464,7 @@ fn set_policy(
 ) -> Result<MetaReply, MetaRefusal> {
     let policy = change.applied_to(&state.policy);
     policy.validate()?;
+    check_text(&policy.leader_zone.0, NODE_TEXT_BYTES_MAX)?;
     let changed = state.policy != policy;
     if changed {
         state.policy = policy;

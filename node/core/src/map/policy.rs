@@ -6,9 +6,10 @@ use std::fmt;
 use thiserror::Error;
 
 use super::NODES_MAX;
+use crate::placement::Zone;
 
-/// When nodes count as down or lost, and how much moves at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// When nodes count as down or lost, how much moves at once, and who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// A node that is silent for longer, seconds, gets nothing new. Default 30; from 1 to
     /// 3,600.
@@ -29,6 +30,10 @@ pub struct Policy {
     pub snapshot_kib_per_s_max: u32,
     /// Moves replicas from full nodes to empty ones. Default true.
     pub balance: bool,
+    /// The zone that shards are led from while it has healthy nodes with replicas of them,
+    /// evenly among those. Default empty: from anywhere. At most
+    /// [`NODE_TEXT_BYTES_MAX`](super::NODE_TEXT_BYTES_MAX) bytes.
+    pub leader_zone: Zone,
 }
 
 impl Default for Policy {
@@ -41,12 +46,13 @@ impl Default for Policy {
             lost_nodes_max: 1,
             snapshot_kib_per_s_max: 64 << 10,
             balance: true,
+            leader_zone: Zone::default(),
         }
     }
 }
 
 /// What is changed of a policy; what is none stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyChange {
     /// As in [`Policy`].
     pub down_after_s: Option<u32>,
@@ -62,6 +68,8 @@ pub struct PolicyChange {
     pub snapshot_kib_per_s_max: Option<u32>,
     /// As in [`Policy`].
     pub balance: Option<bool>,
+    /// As in [`Policy`].
+    pub leader_zone: Option<Zone>,
 }
 
 impl PolicyChange {
@@ -79,6 +87,10 @@ impl PolicyChange {
                 .snapshot_kib_per_s_max
                 .unwrap_or(policy.snapshot_kib_per_s_max),
             balance: self.balance.unwrap_or(policy.balance),
+            leader_zone: self
+                .leader_zone
+                .clone()
+                .unwrap_or_else(|| policy.leader_zone.clone()),
         }
     }
 }
@@ -93,6 +105,7 @@ impl From<Policy> for PolicyChange {
             lost_nodes_max: Some(policy.lost_nodes_max),
             snapshot_kib_per_s_max: Some(policy.snapshot_kib_per_s_max),
             balance: Some(policy.balance),
+            leader_zone: Some(policy.leader_zone),
         }
     }
 }

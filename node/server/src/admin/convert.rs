@@ -1,6 +1,7 @@
 //! Between the core's words and those of `carillon.admin.v1`.
 
 use carillon_core::map::{DrainPurpose, Policy, PolicyChange, Standing};
+use carillon_core::placement::Zone;
 use carillon_proto::admin as proto;
 use carillon_proto::admin::SetPolicyRequest;
 
@@ -40,6 +41,7 @@ pub(super) fn policy_to_proto(policy: &Policy) -> proto::Policy {
         lost_nodes_max: policy.lost_nodes_max,
         snapshot_kib_per_s_max: policy.snapshot_kib_per_s_max,
         balance: policy.balance,
+        leader_zone: policy.leader_zone.0.clone(),
     }
 }
 
@@ -53,5 +55,6 @@ pub(super) fn policy_change(request: &SetPolicyRequest) -> PolicyChange {
         lost_nodes_max: request.lost_nodes_max,
         snapshot_kib_per_s_max: request.snapshot_kib_per_s_max,
         balance: request.balance,
+        leader_zone: request.leader_zone.clone().map(Zone),
     }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::arguments::Output;
 use crate::output;
+use crate::present;
 
 /// What is given is changed, the rest stays.
 #[derive(Debug, Args)]
@@ -33,6 +34,9 @@ pub struct PolicyArguments {
     /// Whether replicas move from full nodes to empty ones.
     #[arg(long, value_name = "true|false")]
     balance: Option<bool>,
+    /// The zone that shards are led from while it has healthy nodes; '' for none.
+    #[arg(long, value_name = "ZONE")]
+    leader_zone: Option<String>,
 }
 
 /// Carries it out.
@@ -49,6 +53,7 @@ pub async fn run(
         lost_nodes_max: arguments.lost_nodes_max,
         snapshot_kib_per_s_max: arguments.snapshot_kib_per_s_max,
         balance: arguments.balance,
+        leader_zone: arguments.leader_zone.clone(),
     };
     let policy = if change == proto::SetPolicyRequest::default() {
         let policy = admin.get_policy().await;
@@ -70,6 +75,7 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "lost_nodes_max": policy.lost_nodes_max,
             "snapshot_kib_per_s_max": policy.snapshot_kib_per_s_max,
             "balance": policy.balance,
+            "leader_zone": policy.leader_zone,
         }))?);
     }
     let mut table = output::table(&["policy", "value", "means"]);
@@ -108,6 +114,14 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "balance",
             policy.balance.to_string(),
             "replicas move from full nodes to empty ones",
+        ),
+        (
+            "leader-zone",
+            match policy.leader_zone.as_str() {
+                "" => "-".to_owned(),
+                zone => present::printable(zone),
+            },
+            "shards are led from there while it has healthy nodes",
         ),
     ] {
         table.add_row([name, value.as_str(), means]);

@@ -9,10 +9,13 @@ use crate::map::{
     Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MoveId, MoveReason, NodeInfo,
     PolicyChange, ShardDescriptor, Standing,
 };
+use crate::placement::Zone;
 use crate::records::read_option;
 
 /// The tag of a command that somebody wants.
 const BY: u8 = 17;
+/// The tag of a change of the policy that names the zone of leaders.
+const POLICY_WITH_ZONE: u8 = 18;
 
 fn write_leaders(out: &mut BytesMut, leaders: &[(ShardId, NodeId)]) {
     put_varint(out, leaders.len() as u64);
@@ -63,9 +66,15 @@ impl MetaCommand {
                 put_signed(out, at.0);
             }
             MetaCommand::SetPolicy { change, at } => {
-                out.put_u8(5);
+                out.put_u8(match change.leader_zone {
+                    None => 5,
+                    Some(_) => POLICY_WITH_ZONE,
+                });
                 change.write(out);
                 put_signed(out, at.0);
+                if let Some(zone) = &change.leader_zone {
+                    put_text(out, &zone.0);
+                }
             }
             MetaCommand::SetStanding {
                 node_id,
@@ -241,6 +250,16 @@ impl MetaCommand {
                 move_id: MoveId(reader.varint()?),
                 at: TimestampMs(reader.signed()?),
             },
+            POLICY_WITH_ZONE => {
+                let change = PolicyChange::read(reader)?;
+                let at = TimestampMs(reader.signed()?);
+                let leader_zone = Some(Zone(reader.text()?));
+                let change = PolicyChange {
+                    leader_zone,
+                    ..change
+                };
+                MetaCommand::SetPolicy { change, at }
+            }
             15 => MetaCommand::RecoverShard {
                 shard_id: ShardId(reader.varint32()?),
                 survivor: ReplicaId(reader.varint()?),

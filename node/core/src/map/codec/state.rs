@@ -1,5 +1,5 @@
-//! The binary form of the meta group's state. Version 1 has no recoveries, and events of nobody
-//! in particular.
+//! The binary form of the meta group's state. Version 1 has no recoveries, no zone of leaders,
+//! and events of nobody in particular.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use crate::ids::{NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
     DrainStart, Event, JoinToken, MetaState, Move, MoveId, Policy, Recovery, ShardMap, Standing,
 };
+use crate::placement::Zone;
 
 /// The version that is written.
 const VERSION: u8 = 2;
@@ -86,6 +87,7 @@ impl MetaState {
         for event in events {
             event.write(out);
         }
+        put_text(out, &policy.leader_zone.0);
         put_varint(out, recoveries.len() as u64);
         for recovery in recoveries.values() {
             recovery.write(out);
@@ -128,6 +130,7 @@ impl MetaState {
             recoveries: BTreeMap::new(),
         };
         if version > 1 {
+            state.policy.leader_zone = Zone(reader.text()?);
             let recoveries = read_list(reader, Recovery::read)?;
             let by_shard = recoveries.into_iter();
             state.recoveries = by_shard.map(|one| (one.shard_id, one)).collect();
