@@ -305,6 +305,11 @@ impl Admin for AdminService {
     ) -> Result<Response<ListNodesResponse>, Status> {
         let meta = self.node.cluster().meta();
         let mut statuses = self.all_statuses().await;
+        let heard = statuses
+            .values()
+            .flatten()
+            .flat_map(|status| &status.silent);
+        let silent: BTreeMap<u64, u64> = heard.map(|one| (one.node_id, one.silent_ms)).collect();
         let nodes = meta.map.nodes.iter().map(|node| {
             let answered = statuses
                 .remove(&node.node_id)
@@ -317,6 +322,11 @@ impl Admin for AdminService {
                 standing: standing_to_proto(meta.standing(node.node_id)).into(),
                 replicas_placed: meta.replicas_on(node.node_id) as u32,
                 zone: node.zone.0.clone(),
+                capacity_bytes: match node.capacity_bytes {
+                    u64::MAX => 0,
+                    bytes => bytes,
+                },
+                silent_ms: silent.get(&node.node_id.0).copied().unwrap_or(0),
                 ..answered.unwrap_or_default()
             }
         });

@@ -6,7 +6,9 @@ mod membership;
 mod policy;
 mod recover;
 pub(crate) mod roll;
+mod status;
 mod top;
+mod warnings;
 
 use std::process::ExitCode;
 
@@ -18,7 +20,7 @@ use proto::replica_status::Role;
 use serde_json::{Value, json};
 
 use crate::arguments::{Cluster, Output};
-use crate::output::{self, Paint};
+use crate::output;
 use crate::present;
 
 #[derive(Debug, Args)]
@@ -32,7 +34,7 @@ pub struct AdminArguments {
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// The cluster at a glance.
+    /// The cluster on one screen, and what to do about what is wrong.
     Status,
     /// The nodes and how each of them is.
     Nodes,
@@ -115,7 +117,7 @@ pub async fn run(
     let name = actor::name(name.as_deref());
     let admin = AdminClient::acting_as(&cluster.endpoints, &name)?;
     match command {
-        AdminCommand::Status => status(&admin, output).await?,
+        AdminCommand::Status => status::run(&admin, output).await?,
         AdminCommand::Nodes => {
             let nodes = admin
                 .list_nodes()
@@ -157,70 +159,6 @@ pub async fn run(
         AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn status(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
-    let cluster = admin
-        .get_cluster()
-        .await
-        .context("could not ask the cluster for its status")?;
-    if output == Output::Json {
-        return Ok(output::json(&json!({
-            "cluster_id": cluster.cluster_id,
-            "cluster_name": cluster.cluster_name,
-            "map_epoch": cluster.map_epoch,
-            "nodes": cluster.nodes,
-            "nodes_up": cluster.nodes_up,
-            "shards": cluster.shards,
-            "shards_led": cluster.shards_led,
-            "replication_factor": cluster.replication_factor,
-            "meta_leader_node": cluster.meta_leader_node,
-            "answering_node": cluster.answering_node,
-            "version": cluster.version,
-        }))?);
-    }
-    let paint = Paint::for_stdout();
-    let whole = cluster.nodes_up == cluster.nodes && cluster.shards_led == cluster.shards;
-    let state = if whole {
-        paint.good("healthy")
-    } else if cluster.shards_led == cluster.shards && cluster.meta_leader_node != 0 {
-        paint.warn("degraded: all shards work, but some nodes are down")
-    } else {
-        paint.bad("impaired: some shards have no leader")
-    };
-    let meta = match cluster.meta_leader_node {
-        0 => "no leader".to_owned(),
-        node => format!("led by node {node}"),
-    };
-    let lines = [
-        ("cluster", present::printable(&cluster.cluster_name)),
-        ("id", present::printable(&cluster.cluster_id)),
-        ("state", state),
-        (
-            "nodes",
-            format!("{} of {} up", cluster.nodes_up, cluster.nodes),
-        ),
-        (
-            "shards",
-            format!(
-                "{} of {} led, {} replicas each, map epoch {}",
-                cluster.shards_led, cluster.shards, cluster.replication_factor, cluster.map_epoch
-            ),
-        ),
-        ("meta group", meta),
-        (
-            "answered by",
-            format!(
-                "node {}, version {}",
-                cluster.answering_node,
-                present::printable(&cluster.version)
-            ),
-        ),
-    ];
-    for (name, value) in lines {
-        output::line(&format!("{name:<12} {value}"))?;
-    }
-    Ok(())
 }
 
 fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()> {
@@ -285,6 +223,10 @@ fn node_json(node: &proto::NodeStatus) -> Value {
         "sessions": node.sessions,
         "state_bytes": node.state_bytes,
         "log_bytes": node.log_bytes,
+        "silent_ms": node.silent_ms,
+        "capacity_bytes": node.capacity_bytes,
+        "disk_bytes": node.disk_bytes,
+        "disk_free_bytes": node.disk_free_bytes,
     })
 }
 

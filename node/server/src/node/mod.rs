@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use carillon_core::ids::{ReplicaId, ShardId};
+use carillon_core::ids::{NodeId, ReplicaId, ShardId};
 use carillon_core::steering::Wait;
 use carillon_log::{GroupId, LogEngine};
 use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogEnd, LogRecord};
@@ -74,6 +74,8 @@ pub struct Node {
     sight: tokio::sync::Mutex<Sight>,
     /// What the steering waits for.
     waits: Mutex<Vec<Wait>>,
+    /// Nodes that the steering did not hear at its last look, and for how long, milliseconds.
+    silent: Mutex<Vec<(NodeId, u64)>>,
     ready: watch::Sender<bool>,
     /// The meta group has confirmed the map, so that replicas may run.
     confirmed: AtomicBool,
@@ -212,6 +214,7 @@ impl Node {
             stopping: AtomicBool::new(false),
             sight: tokio::sync::Mutex::default(),
             waits: Mutex::default(),
+            silent: Mutex::default(),
             ready: watch::Sender::new(false),
             confirmed: AtomicBool::new(false),
             run: rand::random(),

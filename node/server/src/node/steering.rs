@@ -105,12 +105,15 @@ impl Node {
             let Some(meta_group) = self.leads_meta().await else {
                 *self.sight.lock().await = Sight::default();
                 self.waits.lock().clear();
+                self.silent.lock().clear();
                 continue;
             };
             changes.borrow_and_update();
             // Read before anything is looked at, as the plan wants it.
             let meta = self.cluster().meta();
             let seen = self.look(&meta, &meta_group).await;
+            let silent = seen.nodes.iter().filter(|(_, node)| !node.up);
+            *self.silent.lock() = silent.map(|(id, node)| (*id, node.silent_ms)).collect();
             let Plan { steps, waits } = plan(&meta, &seen);
             *self.waits.lock() = waits;
             for step in steps {

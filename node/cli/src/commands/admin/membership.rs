@@ -315,7 +315,7 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
 }
 
 /// How much of the snapshot is sent, how fast, and how long the rest takes at that.
-fn sent(running: &proto::Move) -> String {
+pub fn sent(running: &proto::Move) -> String {
     let (sent, total) = (running.snapshot_bytes_sent, running.snapshot_bytes_total);
     if total == 0 {
         return "-".to_owned();
@@ -336,7 +336,7 @@ fn sent(running: &proto::Move) -> String {
     )
 }
 
-fn move_json(running: &proto::Move) -> Value {
+pub fn move_json(running: &proto::Move) -> Value {
     json!({
         "move_id": running.move_id,
         "shard_id": running.shard_id,
