@@ -137,19 +137,27 @@ fn away(seen: &Seen, node: &proto::NodeStatus, all: &mut Vec<Warning>) {
         silent => format!(" for {}", present::duration(silent)),
     };
     let after = u64::from(seen.policy.failure_replacement_after_s);
+    let others = seen
+        .nodes
+        .iter()
+        .filter(|other| other.node_id != id && other.up && other.standing() == Standing::Active);
+    let room = others.count() >= seen.cluster.replication_factor as usize;
+    let then = match room {
+        true => "its replicas are made anew elsewhere",
+        false => "its replicas are made anew once there is another node to take them: add one",
+    };
     let next = if seen.policy.lost_nodes_max == 0 {
         "the policy lets nobody give it up but you".to_owned()
     } else {
         match after.checked_sub(silent_s) {
-            Some(left) if left > 0 => format!(
-                "in {} it is given up, and its replicas are made anew elsewhere",
-                present::duration(left)
-            ),
+            Some(left) if left > 0 => {
+                format!("in {} it is given up, and {then}", present::duration(left))
+            }
             _ => "it is given up as soon as that is safe: carillon admin moves".to_owned(),
         }
     };
     let todo = format!(
-        "bring it back; when it is gone for good: carillon admin give-up {id}, and what it had is made anew at once"
+        "bring it back; when it is gone for good, do not wait: carillon admin give-up {id}"
     );
     all.push(of_node(
         true,
@@ -303,8 +311,13 @@ pub(super) mod tests {
         assert!(warned[0].urgent);
         assert_eq!(
             warned[0].what,
-            "node 2 is silent for 3m 12s; in 6m 48s it is given up, and its replicas are made anew elsewhere"
+            "node 2 is silent for 3m 12s; in 6m 48s it is given up, and its replicas are made anew once there is another node to take them: add one"
         );
+        seen.nodes.push(proto::NodeStatus {
+            node_id: 4,
+            ..seen.nodes[0].clone()
+        });
+        assert!(warnings(&seen)[0].what.ends_with("made anew elsewhere"));
         assert!(warned[0].todo.contains("give-up 2"));
         seen.nodes[1].silent_ms = 700_000;
         assert!(warnings(&seen)[0].what.contains("as soon as that is safe"));
