@@ -200,6 +200,56 @@ def test_a_node_that_is_needed(stubs):
     assert {node.standing for node in nodes} == {admin.ACTIVE}, "nothing has changed"
 
 
+def test_a_shard_that_is_well_is_not_recovered(stubs):
+    for stub in stubs:
+        recovery = stub.GetRecovery(admin.GetRecoveryRequest(shard_id=7), timeout=CALL_SECONDS_MAX)
+        assert {replica.node_id for replica in recovery.replicas} == NODES
+        for replica in recovery.replicas:
+            assert replica.answers and replica.votes
+            assert replica.last.term >= 1 and replica.last.index >= replica.applied_index
+        assert recovery.survivor_node in NODES and recovery.why
+        assert len(recovery.hindrances) == 1 and "led by node" in recovery.hindrances[0]
+        assert recovery.confirmation == "shard 7"
+    recover = admin.RecoverShardRequest(
+        shard_id=7, survivor_replica_id=recovery.survivor_replica_id, confirmation="shard 7"
+    )
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "RECOVERY_REFUSED", shard_id=7):
+        stubs[1].RecoverShard(recover, timeout=CALL_SECONDS_MAX)
+    recover.confirmation = "shard 8"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "NOT_CONFIRMED"):
+        stubs[1].RecoverShard(recover, timeout=CALL_SECONDS_MAX)
+
+
+@pytest.mark.parametrize("shard_id", [0, SHARDS + 1])
+def test_recovery_of_no_shard(stubs, shard_id):
+    with refused(grpc.StatusCode.NOT_FOUND, "SHARD_NOT_FOUND"):
+        stubs[0].GetRecovery(admin.GetRecoveryRequest(shard_id=shard_id), timeout=5)
+    with refused(grpc.StatusCode.NOT_FOUND, "SHARD_NOT_FOUND"):
+        stubs[0].RecoverShard(admin.RecoverShardRequest(shard_id=shard_id), timeout=5)
+
+
+def test_events_say_who(stubs):
+    def cordon(standing, **call) -> admin.Event:
+        request = admin.SetStandingRequest(node_id=2, standing=standing)
+        stubs[0].SetStanding(request, timeout=CALL_SECONDS_MAX, **call)
+        return stubs[0].ListEvents(admin.ListEventsRequest(), timeout=5).events[-1]
+
+    try:
+        event = cordon(admin.CORDONED, metadata=[("carillon-actor", "ann@desk")])
+        assert event.by == "ann@desk" and "node 2 is cordoned" in event.text
+    finally:
+        event = cordon(admin.ACTIVE)
+    assert event.by == "unknown"
+    with refused(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "LIMIT_EXCEEDED",
+        limit="actor_bytes_max",
+        max=128,
+        actual=129,
+    ):
+        cordon(admin.CORDONED, metadata=[("carillon-actor", "a" * 129)])
+
+
 @pytest.mark.parametrize(
     ("field", "limit", "maximum"),
     [

@@ -407,7 +407,8 @@ def test_no_majority_is_not_ready(open_channel):
             other.start()
         for watch in watches:
             wait_for_status(watch, SERVING)
-        assert node.probe("/readyz")[0] == 200
+        # Leaders go back to where they are to be: for a moment a shard may have none.
+        node.wait_ready()
 
 
 def test_no_leader(open_channel):

@@ -54,6 +54,16 @@ def test_numbers_out_of_range_are_refused_by_name(stub, change, named):
     check_error(raised.value, grpc.StatusCode.INVALID_ARGUMENT, "POLICY_OUT_OF_RANGE")
 
 
+def test_the_zone_of_leaders(stub):
+    answer = stub.SetPolicy(admin.SetPolicyRequest(leader_zone="east"), timeout=5)
+    assert answer.changed and answer.policy.leader_zone == "east"
+    assert stub.GetPolicy(admin.GetPolicyRequest(), timeout=5).policy.leader_zone == "east"
+    with pytest.raises(grpc.RpcError) as raised:
+        stub.SetPolicy(admin.SetPolicyRequest(leader_zone="z" * 256), timeout=5)
+    check_error(raised.value, grpc.StatusCode.INVALID_ARGUMENT, "POLICY_OUT_OF_RANGE")
+    assert stub.SetPolicy(admin.SetPolicyRequest(leader_zone=""), timeout=5).policy == DEFAULTS
+
+
 def test_a_rotated_token_is_another_one(stub):
     before = stub.GetJoinToken(admin.GetJoinTokenRequest(), timeout=5).join_token
     new = stub.RotateJoinToken(admin.RotateJoinTokenRequest(), timeout=5).join_token

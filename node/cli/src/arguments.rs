@@ -70,8 +70,7 @@ pub enum Command {
     #[command(subcommand)]
     Group(group::GroupCommand),
     /// Look at and operate a cluster.
-    #[command(subcommand)]
-    Admin(admin::AdminCommand),
+    Admin(admin::AdminArguments),
     /// Measure a cluster.
     Bench(Box<bench::BenchArguments>),
 }

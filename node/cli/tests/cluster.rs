@@ -232,6 +232,8 @@ fn questions_are_answered(place: &Place) {
         (&status["nodes_up"], &status["shards_led"]),
         (&3.into(), &16.into())
     );
+    assert_eq!(status["health"], "healthy", "{status:#}");
+    assert!(status["warnings"].is_array(), "{status:#}");
     let send = [
         "send", "--as", "alice", "--to", "carol", "--id", "m1", "hi", "there",
     ];

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_proto::admin;
 use carillon_proto::admin::admin_client::AdminClient as Stub;
+use carillon_proto::{ACTOR_METADATA_KEY, admin};
 use tonic::transport::Channel;
 
 use crate::caller::{ANSWER_BYTES_MAX, Caller};
@@ -36,9 +36,22 @@ impl AdminClient {
     /// Uses the client ports of these nodes, `host:port`, in turn. Must be called within a
     /// tokio runtime; connects when the first call needs it.
     pub fn new(endpoints: &[String]) -> Result<Self, ClientError> {
+        Self::made(endpoints, None)
+    }
+
+    /// The same for somebody with a name, which the cluster records with what they change: at
+    /// most 128 characters of ASCII. It gives no right.
+    pub fn acting_as(endpoints: &[String], name: &str) -> Result<Self, ClientError> {
+        Self::made(endpoints, Some((ACTOR_METADATA_KEY, name)))
+    }
+
+    fn made(
+        endpoints: &[String],
+        as_whom: Option<(&'static str, &str)>,
+    ) -> Result<Self, ClientError> {
         let endpoints = Arc::new(Endpoints::new(endpoints, 0)?);
         Ok(Self {
-            caller: Caller::new(endpoints, None, CALL_TIMEOUT, ATTEMPT_TIMEOUT)?,
+            caller: Caller::new(endpoints, as_whom, CALL_TIMEOUT, ATTEMPT_TIMEOUT)?,
         })
     }
 
@@ -281,6 +294,42 @@ impl AdminClient {
             async |channel, request| stub(channel).list_events(request).await,
         );
         Ok(answer.await?.events)
+    }
+
+    /// What is left of a shard that lost its majority, and what could be lost by making it anew.
+    pub async fn recovery(&self, shard: u32) -> Result<admin::GetRecoveryResponse, ClientError> {
+        let request = admin::GetRecoveryRequest { shard_id: shard };
+        self.caller
+            .call(
+                "get_recovery",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).get_recovery(request).await,
+            )
+            .await
+    }
+
+    /// Makes a shard anew from the replica that [`recovery`](Self::recovery) named. What only
+    /// others had is lost. `confirmation` is what it asked for.
+    pub async fn recover_shard(
+        &self,
+        shard: u32,
+        survivor: u64,
+        confirmation: &str,
+    ) -> Result<admin::RecoverShardResponse, ClientError> {
+        let request = admin::RecoverShardRequest {
+            shard_id: shard,
+            survivor_replica_id: survivor,
+            confirmation: confirmation.to_owned(),
+        };
+        self.caller
+            .call(
+                "recover_shard",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).recover_shard(request).await,
+            )
+            .await
     }
 
     /// Flushes a shard's state on `node` (`None`: on its leader's) and purges its log.

@@ -8,7 +8,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carillon_proto::USER_METADATA_KEY;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -22,11 +21,12 @@ use crate::error::{ClientError, Verdict, verdict};
 /// room for what surrounds them.
 pub(crate) const ANSWER_BYTES_MAX: usize = 8 << 20;
 
-/// Makes calls as one user (or as nobody, for administration).
+/// Makes calls as somebody: a user, or who administers.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     endpoints: Arc<Endpoints>,
-    user: Option<MetadataValue<Ascii>>,
+    /// The metadata of every call that says who makes it.
+    as_whom: Option<(&'static str, MetadataValue<Ascii>)>,
     /// For all tries of a call together.
     call_timeout: Duration,
     /// For one try; what is slower is tried elsewhere.
@@ -34,23 +34,24 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// `user` becomes the metadata of every call.
+    /// `as_whom`, a key and a name, becomes the metadata of every call.
     pub(crate) fn new(
         endpoints: Arc<Endpoints>,
-        user: Option<&str>,
+        as_whom: Option<(&'static str, &str)>,
         call_timeout: Duration,
         attempt_timeout: Duration,
     ) -> Result<Self, ClientError> {
-        let user = user
-            .map(|user| {
-                MetadataValue::try_from(user).map_err(|_| {
-                    ClientError::Config(format!("user id {user:?} has characters not allowed"))
-                })
+        let as_whom = as_whom
+            .map(|(key, name)| match MetadataValue::try_from(name) {
+                Ok(value) => Ok((key, value)),
+                Err(_) => Err(ClientError::Config(format!(
+                    "the name {name:?} has characters not allowed"
+                ))),
             })
             .transpose()?;
         Ok(Self {
             endpoints,
-            user,
+            as_whom,
             call_timeout,
             attempt_timeout,
         })
@@ -136,10 +137,8 @@ impl Caller {
     /// A request with the user and the time that the server has for it.
     pub(crate) fn request<T>(&self, message: T, time: Duration) -> Request<T> {
         let mut request = Request::new(message);
-        if let Some(user) = &self.user {
-            request
-                .metadata_mut()
-                .insert(USER_METADATA_KEY, user.clone());
+        if let Some((key, name)) = &self.as_whom {
+            request.metadata_mut().insert(*key, name.clone());
         }
         request.set_timeout(time);
         request

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use carillon_proto::v1;
+use carillon_proto::{USER_METADATA_KEY, v1};
 use futures_util::future::FutureExt;
 use parking_lot::Mutex;
 use std::future::Future;
@@ -224,7 +224,7 @@ impl ClientBuilder {
         let endpoints = Arc::new(Endpoints::new(&self.endpoints, first)?);
         Caller::new(
             endpoints,
-            Some(&self.user),
+            Some((USER_METADATA_KEY, &self.user)),
             self.call_timeout,
             self.attempt_timeout,
         )

@@ -6,9 +6,10 @@
 //! are never used again; the epoch grows with every change.
 //!
 //! Code map: `meta` is the state machine's state, commands and answers; `registry` has the
-//! nodes, `moves` the replicas that are on their way, `splits` the shards that become two, `policy` the operators' limits,
-//! `events` what happened, `refusal` why something did not; `first` makes a new cluster's
-//! map and checks it; `codec` has all their binary forms.
+//! nodes, `moves` the replicas that are on their way, `recovery` the shards that lost their
+//! majority, `splits` the shards that become two, `policy` the operators' limits, `events` what
+//! happened and who wanted it, `refusal` why something did not; `first` makes a new cluster's map
+//! and checks it; `codec` has all their binary forms.
 
 mod codec;
 mod events;
@@ -16,15 +17,17 @@ mod first;
 mod meta;
 mod moves;
 mod policy;
+mod recovery;
 mod refusal;
 mod registry;
 mod splits;
 
-pub use self::events::{EVENTS_MAX, Event, EventKind};
+pub use self::events::{ACTOR_BYTES_MAX, Actor, EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
 pub use self::meta::{MetaCommand, MetaReply, MetaState, apply_meta};
 pub use self::moves::{ConfigVersion, Move, MoveId, MoveReason, MoveStep};
 pub use self::policy::{Policy, PolicyChange, PolicyError, PolicyLimit};
+pub use self::recovery::{LogPosition, Recovery};
 pub use self::refusal::MetaRefusal;
 pub use self::registry::{
     DrainPurpose, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, NODE_TEXT_BYTES_MAX, Standing,

@@ -13,7 +13,9 @@
 //!    `usage² / weight` over the nodes, of bytes before load before number of replicas. A
 //!    replica that is not where it was before must so repay its way, which is the
 //!    hysteresis ([`Constraints::gain_percent_min`]);
-//! 4. leaders are even, by changing as few as possible.
+//! 4. leaders are in the zone that is asked for ([`Constraints::leader_zone`]), of shards that
+//!    have an active replica there;
+//! 5. leaders are even, by changing as few as possible.
 //!
 //! Invariants of every answer:
 //! - `distinct nodes of a shard = its replicas ≤ replication factor`.
@@ -24,7 +26,7 @@
 //!
 //! The steps: `check` looks at the problem, `layout` is the working state with its indexes,
 //! `repair` makes 1 and 2 true, `balance` and `swap` lower 3 as `objective` counts it,
-//! `leaders` does 4, `report` says what could not be done.
+//! `leaders` does 4 and 5, `report` says what could not be done.
 
 mod balance;
 mod check;
@@ -123,7 +125,7 @@ pub struct Shard {
 }
 
 /// What holds besides the replication factor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Constraints {
     /// A node gets no new replica beyond this many.
     pub replicas_per_node_max: u32,
@@ -131,6 +133,9 @@ pub struct Constraints {
     /// balance only when the node that gives it has more than the one that takes it, by
     /// more than what is moved and this percentage of a node's mean.
     pub gain_percent_min: u32,
+    /// Shards are led from here where they have a replica on an active node of it; empty: from
+    /// anywhere.
+    pub leader_zone: Zone,
 }
 
 impl Default for Constraints {
@@ -138,6 +143,7 @@ impl Default for Constraints {
         Constraints {
             replicas_per_node_max: PROBLEM_SHARDS_MAX as u32,
             gain_percent_min: 5,
+            leader_zone: Zone::default(),
         }
     }
 }

@@ -10,9 +10,9 @@
 
 //!
 //! The order of a plan: `members` (the meta group's own), `standings` (who is given up or
-//! back), `moves` (those that run), `splits`, `leaders`, `starts` (new moves). `problem` asks the
-//! placement solver, once for each plan; `drain` tells operators how far a drain is and what
-//! it would break.
+//! back), `recoveries` (shards that lost their majority), `moves` (those that run), `splits`,
+//! `leaders`, `starts` (new moves). `problem` asks the placement solver, once for each plan;
+//! `drain` tells operators how far a drain is and what it would break.
 //!
 //! Invariants: a plan has at most one change of members for each group; starts at most as
 //! many moves as the policy leaves, and one split; gives up at most one node; is empty, waits aside, when
@@ -23,6 +23,7 @@ mod leaders;
 mod members;
 mod moves;
 mod problem;
+mod recoveries;
 mod seen;
 mod splits;
 mod standings;
@@ -54,6 +55,7 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     let mut planner = Planner::new(state, seen);
     planner.plan_members();
     planner.plan_standings();
+    planner.plan_recoveries();
     planner.plan_running_moves();
     planner.plan_strays();
     planner.plan_running_splits();

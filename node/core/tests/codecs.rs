@@ -7,8 +7,9 @@ use carillon_core::command::{
     encode_send, pushed_bytes,
 };
 use carillon_core::map::{
-    ConfigVersion, JoinToken, MetaCommand, MetaRefusal, MetaReply, MetaState, MoveId, MoveReason,
-    NodeInfo, Policy, PolicyChange, ShardDescriptor, ShardMap, Standing, apply_meta, initial_map,
+    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MetaRefusal, MetaReply, MetaState,
+    MoveId, MoveReason, NodeInfo, Policy, PolicyChange, ShardDescriptor, ShardMap, Standing,
+    apply_meta, initial_map,
 };
 use carillon_core::placement::Zone;
 use carillon_core::records::*;
@@ -374,7 +375,8 @@ proptest! {
         let shared = Bytes::from(bytes.clone());
         let _ = Command::decode(&shared);
         let _ = Reply::decode(&shared);
-        for versioned in [shared.clone(), [&[1][..], &bytes].concat().into()] {
+        let version = |version: u8| Bytes::from([&[version][..], &bytes].concat());
+        for versioned in [shared.clone(), version(1), version(2)] {
             if let Ok(batch) = BatchReader::new(versioned.clone()) {
                 let _ = batch.collect::<Vec<_>>();
             }
@@ -506,6 +508,16 @@ fn map_values_round_trip() {
         forced: false,
         at,
     };
+    let recover = |shard_id, survivor| MetaCommand::RecoverShard {
+        shard_id: ShardId(shard_id),
+        survivor: ReplicaId(survivor),
+        last: LogPosition {
+            term: 3,
+            leader: ReplicaId(7),
+            index: 1 << 40,
+        },
+        at,
+    };
     let three = || vec![node(1), node(2), node(3)];
     let move_id = MoveId(1);
     let commands = [
@@ -549,6 +561,7 @@ fn map_values_round_trip() {
         MetaCommand::SetPolicy {
             change: Policy {
                 balance: false,
+                leader_zone: Zone("zone-1".to_owned()),
                 ..Policy::default()
             }
             .into(),
@@ -563,6 +576,31 @@ fn map_values_round_trip() {
         drain(2, Standing::DRAINING_FOR_RESTART),
         drain(3, Standing::Lost),
         drain(4, Standing::Cordoned),
+        recover(1, 1),
+        recover(9, 1),
+        drain(1, Standing::Lost),
+        MetaCommand::SetStanding {
+            node_id: NodeId(1),
+            standing: Standing::Lost,
+            forced: true,
+            at,
+        },
+        recover(2, 1),
+        MetaCommand::By {
+            by: Actor("ann".to_owned()),
+            command: Box::new(recover(2, 5)),
+        },
+        recover(2, 4),
+        start(2, None, Some(NodeId(4)), 9),
+        MetaCommand::FinishRecovery {
+            shard_id: ShardId(2),
+            replica_id: ReplicaId(50),
+            at,
+        },
+        MetaCommand::By {
+            by: Actor("a".repeat(200)),
+            command: Box::new(recover(3, 8)),
+        },
         MetaCommand::ForgetNode {
             node_id: NodeId(1),
             at,
@@ -589,4 +627,42 @@ fn map_values_round_trip() {
         let reply = Reply::Meta(reply);
         assert_eq!(Reply::decode(&reply.encoded()).as_ref(), Ok(&reply));
     }
+}
+
+/// Version 1 has no recoveries, and does not say who wanted what happened.
+#[test]
+fn a_state_of_version_1_is_read() {
+    let nodes = [NodeInfo {
+        node_id: NodeId(1),
+        identity: "identity-1".to_owned(),
+        client_address: String::new(),
+        peer_address: String::new(),
+        zone: Zone::default(),
+        weight: 1,
+        capacity_bytes: u64::MAX,
+    }];
+    let map = initial_map(&nodes, 1, 1).expect("a map");
+    let mut state = MetaState::default();
+    let create = MetaCommand::CreateCluster {
+        cluster_id: "c1".to_owned(),
+        cluster_name: String::new(),
+        join_token: JoinToken::default(),
+        replication_factor: 1,
+        nodes: map.nodes,
+        shards: map.shards,
+        at: TimestampMs(1),
+    };
+    apply_meta(&mut state, create);
+    let bytes = state.encode();
+    // One event: when, that nobody wanted it, and what; then the zone of leaders and the
+    // number of recoveries.
+    let [before @ .., 1, at, 0, what, 0, 0] = &bytes[1..] else {
+        panic!("{bytes:?}");
+    };
+    let old = [&[1], before, &[1, *at, *what]].concat();
+    let read = MetaState::decode(&old).expect("it is read");
+    assert_eq!(read.events[0].by, Some(Actor::unknown()));
+    state.events[0].by = Some(Actor::unknown());
+    assert_eq!(read, state);
+    assert_eq!(MetaState::decode(&read.encode()), Ok(read));
 }

@@ -36,3 +36,6 @@ pub const ERROR_DOMAIN: &str = "carillon";
 
 /// The metadata key that names the calling user of a unary call.
 pub const USER_METADATA_KEY: &str = "carillon-user";
+
+/// The metadata key that names who asks an admin call, for the record only.
+pub const ACTOR_METADATA_KEY: &str = "carillon-actor";

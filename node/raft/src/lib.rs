@@ -9,7 +9,8 @@
 //!
 //! Code map: `group` and its parts are the handle; `machine`, `log` and `network` with `append`
 //! are openraft's three interfaces, `receive` is the other end of `network`; `link` and `frame`
-//! carry bytes, `codec` and `applied` give them meaning; `types` and `options` configure.
+//! carry bytes, `codec` and `applied` give them meaning; `rebuild` begins a group anew whose
+//! majority is lost; `types` and `options` configure.
 //!
 //! Guards against what openraft leaves open, each explained where it is: requests name the
 //! replica they are for (`network`); responses stay within their connection (`link`); the process
@@ -29,6 +30,7 @@ mod log;
 mod machine;
 mod network;
 mod options;
+mod rebuild;
 mod receive;
 mod types;
 
@@ -54,5 +56,6 @@ pub use machine::{
 };
 pub use network::{OutgoingSnapshot, SnapshotSender};
 pub use options::{GroupOptions, InvalidOptions};
+pub use rebuild::{LogEnd, RebuildError, log_end, rebuild};
 pub use receive::{GroupRegistry, LinkEnd, run_link};
 pub use types::{Member, Position};

@@ -112,6 +112,14 @@ impl ShardLog {
     }
 }
 
+impl ShardLog {
+    /// Appends one entry behind the last, and waits until it is durable.
+    pub(crate) async fn append_durably(&self, entry: Entry) -> io::Result<()> {
+        self.durable(|done| self.group.append(vec![LogRecord(entry)], done))
+            .await
+    }
+}
+
 /// The half-open range of indexes that bounds mean.
 fn half_open(range: &impl RangeBounds<u64>) -> (u64, u64) {
     let start = match range.start_bound() {

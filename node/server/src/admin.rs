@@ -1,6 +1,8 @@
 //! `carillon.admin.v1`: any node answers for the whole cluster, by asking the others.
 
+mod asker;
 mod convert;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -17,13 +19,14 @@ use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
     ChecksumShardRequest, ChecksumShardResponse, Event, ForgetNodeRequest, ForgetNodeResponse,
     GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
-    GetJoinTokenResponse, GetPolicyRequest, GetPolicyResponse, ListEventsRequest,
-    ListEventsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
-    ListShardsRequest, ListShardsResponse, MeasureAppendRequest, MeasureAppendResponse, Move,
-    NodeStatus, ReplicaStatus, RestartNodeRequest, RestartNodeResponse, RotateJoinTokenRequest,
-    RotateJoinTokenResponse, SetPolicyRequest, SetPolicyResponse, SetStandingRequest,
-    SetStandingResponse, ShardStatus, SplitShardRequest, SplitShardResponse, TransferLeaderRequest,
-    TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
+    GetJoinTokenResponse, GetPolicyRequest, GetPolicyResponse, GetRecoveryRequest,
+    GetRecoveryResponse, ListEventsRequest, ListEventsResponse, ListMovesRequest,
+    ListMovesResponse, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
+    MeasureAppendRequest, MeasureAppendResponse, Move, NodeStatus, RecoverShardRequest,
+    RecoverShardResponse, ReplicaStatus, RestartNodeRequest, RestartNodeResponse,
+    RotateJoinTokenRequest, RotateJoinTokenResponse, SetPolicyRequest, SetPolicyResponse,
+    SetStandingRequest, SetStandingResponse, ShardStatus, SplitShardRequest, SplitShardResponse,
+    TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
 };
 use carillon_proto::internal::{
     ChecksumRequest, FlushRequest, RestartRequest, SnapshotProgress, StatusResponse,
@@ -32,6 +35,7 @@ use carillon_proto::internal::{
 use futures_util::future::join_all;
 use tonic::{Code, Request, Response, Status};
 
+use self::asker::Asker;
 use self::convert::{
     policy_change, policy_to_proto, split_to_proto, standing_from_proto, standing_to_proto,
 };
@@ -55,6 +59,8 @@ const LEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const MEASURE_MS_MAX: u32 = 60_000;
 const MEASURE_BYTES_MAX: u32 = 65_536;
 const MEASURE_IN_FLIGHT_MAX: u32 = 65_536;
+/// Who wanted what the cluster did by itself.
+const BY_ITSELF: &str = "cluster";
 const LEADER_POLL: Duration = Duration::from_millis(20);
 
 fn status_with_reason<const N: usize>(
@@ -79,7 +85,12 @@ fn refused(refusal: &MetaRefusal) -> Status {
         MetaRefusal::NodeInUse { .. }
         | MetaRefusal::NodeHoldsReplicas { .. }
         | MetaRefusal::NodeIsMoving { .. } => (Code::FailedPrecondition, "NODE_IN_USE"),
-        MetaRefusal::Policy(_) => (Code::InvalidArgument, "POLICY_OUT_OF_RANGE"),
+        MetaRefusal::ShardHasMajority { .. }
+        | MetaRefusal::NotASurvivor { .. }
+        | MetaRefusal::ShardIsRecovering { .. } => (Code::FailedPrecondition, "RECOVERY_REFUSED"),
+        MetaRefusal::Policy(_) | MetaRefusal::TextTooLong { .. } => {
+            (Code::InvalidArgument, "POLICY_OUT_OF_RANGE")
+        }
         MetaRefusal::UnknownShard { .. } => (Code::NotFound, "SHARD_NOT_FOUND"),
         MetaRefusal::Split(_) | MetaRefusal::ShardIsMoving { .. } => {
             (Code::FailedPrecondition, "SHARD_NOT_SPLIT")
@@ -191,6 +202,12 @@ impl AdminService {
             })
     }
 
+    /// The same for a command that somebody wants.
+    async fn meta_by(&self, Asker(by): Asker, command: MetaCommand) -> Result<bool, Status> {
+        let command = Box::new(command);
+        self.meta(MetaCommand::By { by, command }).await
+    }
+
     /// Executes a command in the meta group, and waits until this node knows of it; whether it
     /// changed anything.
     async fn meta(&self, command: MetaCommand) -> Result<bool, Status> {
@@ -295,6 +312,11 @@ impl Admin for AdminService {
     ) -> Result<Response<ListNodesResponse>, Status> {
         let meta = self.node.cluster().meta();
         let mut statuses = self.all_statuses().await;
+        let heard = statuses
+            .values()
+            .flatten()
+            .flat_map(|status| &status.silent);
+        let silent: BTreeMap<u64, u64> = heard.map(|one| (one.node_id, one.silent_ms)).collect();
         let nodes = meta.map.nodes.iter().map(|node| {
             let answered = statuses
                 .remove(&node.node_id)
@@ -307,6 +329,11 @@ impl Admin for AdminService {
                 standing: standing_to_proto(meta.standing(node.node_id)).into(),
                 replicas_placed: meta.replicas_on(node.node_id) as u32,
                 zone: node.zone.0.clone(),
+                capacity_bytes: match node.capacity_bytes {
+                    u64::MAX => 0,
+                    bytes => bytes,
+                },
+                silent_ms: silent.get(&node.node_id.0).copied().unwrap_or(0),
                 ..answered.unwrap_or_default()
             }
         });
@@ -509,12 +536,13 @@ impl Admin for AdminService {
 
     async fn rotate_join_token(
         &self,
-        _: Request<RotateJoinTokenRequest>,
+        request: Request<RotateJoinTokenRequest>,
     ) -> Result<Response<RotateJoinTokenResponse>, Status> {
+        let asker = Asker::of(request.metadata())?;
         let token = JoinToken(random_id());
         let join_token = token.0.clone();
         let at = crate::shard::now();
-        self.meta(MetaCommand::RotateJoinToken { token, at })
+        self.meta_by(asker, MetaCommand::RotateJoinToken { token, at })
             .await?;
         Ok(Response::new(RotateJoinTokenResponse { join_token }))
     }
@@ -533,13 +561,15 @@ impl Admin for AdminService {
         &self,
         request: Request<SetPolicyRequest>,
     ) -> Result<Response<SetPolicyResponse>, Status> {
+        let asker = Asker::of(request.metadata())?;
         let change = policy_change(&request.into_inner());
-        let before = self.node.cluster().meta().policy;
+        let after = change.applied_to(&self.node.cluster().meta().policy);
         let at = crate::shard::now();
-        let changed = self.meta(MetaCommand::SetPolicy { change, at }).await?;
+        let command = MetaCommand::SetPolicy { change, at };
+        let changed = self.meta_by(asker, command).await?;
         Ok(Response::new(SetPolicyResponse {
             changed,
-            policy: Some(policy_to_proto(&change.applied_to(&before))),
+            policy: Some(policy_to_proto(&after)),
         }))
     }
 
@@ -547,6 +577,7 @@ impl Admin for AdminService {
         &self,
         request: Request<SetStandingRequest>,
     ) -> Result<Response<SetStandingResponse>, Status> {
+        let asker = Asker::of(request.metadata())?;
         let request = request.into_inner();
         let standing = standing_from_proto(request.standing()).ok_or_else(|| {
             Failure::invalid_argument("INVALID_STANDING", "standing is missing or unknown")
@@ -560,12 +591,15 @@ impl Admin for AdminService {
             harmless(&self.drain(asked).await?)?;
         }
         let changed = self
-            .meta(MetaCommand::SetStanding {
-                node_id: NodeId(request.node_id),
-                standing,
-                forced: request.forced,
-                at: crate::shard::now(),
-            })
+            .meta_by(
+                asker,
+                MetaCommand::SetStanding {
+                    node_id: NodeId(request.node_id),
+                    standing,
+                    forced: request.forced,
+                    at: crate::shard::now(),
+                },
+            )
             .await?;
         Ok(Response::new(SetStandingResponse { changed }))
     }
@@ -592,13 +626,13 @@ impl Admin for AdminService {
         &self,
         request: Request<ForgetNodeRequest>,
     ) -> Result<Response<ForgetNodeResponse>, Status> {
+        let asker = Asker::of(request.metadata())?;
         let node_id = NodeId(request.into_inner().node_id);
-        let changed = self
-            .meta(MetaCommand::ForgetNode {
-                node_id,
-                at: crate::shard::now(),
-            })
-            .await?;
+        let command = MetaCommand::ForgetNode {
+            node_id,
+            at: crate::shard::now(),
+        };
+        let changed = self.meta_by(asker, command).await?;
         Ok(Response::new(ForgetNodeResponse { changed }))
     }
 
@@ -606,6 +640,7 @@ impl Admin for AdminService {
         &self,
         request: Request<SplitShardRequest>,
     ) -> Result<Response<SplitShardResponse>, Status> {
+        let by = Asker::of(request.metadata())?;
         let SplitShardRequest { shard_id, slot } = request.into_inner();
         let shard = self.descriptor(ShardId(shard_id))?;
         let middle = shard.slots.middle().unwrap_or(shard.slots.first);
@@ -620,14 +655,14 @@ impl Admin for AdminService {
             let metadata = [("shard_id", shard_id.to_string())];
             status_with_reason(Code::FailedPrecondition, "SHARD_NOT_SPLIT", text, metadata)
         })?;
-        self.meta(MetaCommand::StartSplit {
+        let command = MetaCommand::StartSplit {
             shard_id: shard.shard_id,
             slot,
             reason: SplitReason::Asked,
             epoch: None,
             at: crate::shard::now(),
-        })
-        .await?;
+        };
+        self.meta_by(by, command).await?;
         let meta = self.node.cluster().meta();
         let running = meta.splits.get(&shard.shard_id);
         let new_shard_id = running
@@ -699,10 +734,31 @@ impl Admin for AdminService {
         let events = meta.events.iter().map(|event| Event {
             at_ms: event.at.0,
             text: event.what.to_string(),
+            by: match &event.by {
+                Some(by) => by.to_string(),
+                None => BY_ITSELF.to_owned(),
+            },
         });
         Ok(Response::new(ListEventsResponse {
             events: events.collect(),
         }))
+    }
+
+    async fn get_recovery(
+        &self,
+        request: Request<GetRecoveryRequest>,
+    ) -> Result<Response<GetRecoveryResponse>, Status> {
+        let shard_id = request.into_inner().shard_id;
+        self.recovery(shard_id).await.map(Response::new)
+    }
+
+    async fn recover_shard(
+        &self,
+        request: Request<RecoverShardRequest>,
+    ) -> Result<Response<RecoverShardResponse>, Status> {
+        let asker = Asker::of(request.metadata())?;
+        let recovered = self.recover(request.into_inner(), asker).await;
+        recovered.map(Response::new)
     }
 
     async fn trigger_snapshot(

@@ -312,6 +312,12 @@ impl Identity {
         (*known != self.own).then(|| self.own.clone())
     }
 
+    /// This node as it should be registered, once it is in the registry.
+    pub fn registered(&self, meta: &MetaState) -> Option<NodeInfo> {
+        let known = meta.map.node(self.own.node_id);
+        known.map(|_| self.own.clone())
+    }
+
     fn adopt(&self, cluster: String, founders: &[NodeInfo]) -> Result<(), IdentityError> {
         if !founders.is_empty() {
             let record = encode_nodes(founders.to_vec());

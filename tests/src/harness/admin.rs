@@ -4,18 +4,23 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use carillon_proto::ACTOR_METADATA_KEY;
 use carillon_proto::admin::{
-    ChecksumShardRequest, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
-    GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, ListMovesRequest, ListNodesRequest,
-    ListShardsRequest, NodeStatus, RestartNodeRequest, SetPolicyRequest, SetStandingRequest,
+    ChecksumShardRequest, Event, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
+    GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, GetRecoveryRequest,
+    GetRecoveryResponse, ListEventsRequest, ListMovesRequest, ListNodesRequest, ListShardsRequest,
+    NodeStatus, RecoverShardRequest, RestartNodeRequest, SetPolicyRequest, SetStandingRequest,
     ShardStatus, SplitShardRequest, Standing, TransferLeaderRequest, TriggerSnapshotRequest,
     replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
+use tonic::metadata::MetadataValue;
 
 use super::{Cluster, POLL_INTERVAL};
 use crate::rpc::{self, Admin};
 
+/// Who asks.
+const ACTOR: &str = "the tests";
 /// How long one question may take.
 const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 /// How long a leader transfer may take, with retries.
@@ -92,12 +97,54 @@ impl Cluster {
         Ok(answer.await?.into_inner().join_token)
     }
 
+    /// What is left of a shard that lost its majority.
+    pub async fn recovery(&self, shard_id: u32) -> Result<GetRecoveryResponse> {
+        let mut admin = self.admin()?;
+        let request = rpc::within(GetRecoveryRequest { shard_id }, QUESTION_LIMIT);
+        Ok(admin.get_recovery(request).await?.into_inner())
+    }
+
+    /// Makes a shard anew from the replica that is left.
+    pub async fn recover(&self, shard_id: u32) -> Result<()> {
+        let recovery = self.recovery(shard_id).await?;
+        if !recovery.hindrances.is_empty() {
+            bail!("{}", recovery.hindrances.join("; "));
+        }
+        let request = RecoverShardRequest {
+            shard_id,
+            survivor_replica_id: recovery.survivor_replica_id,
+            confirmation: recovery.confirmation,
+        };
+        let mut request = rpc::within(request, QUESTION_LIMIT);
+        let name = MetadataValue::from_static(ACTOR);
+        request.metadata_mut().insert(ACTOR_METADATA_KEY, name);
+        let mut admin = self.admin()?;
+        admin.recover_shard(request).await?;
+        Ok(())
+    }
+
+    /// What happened, the oldest first.
+    pub async fn events(&self) -> Result<Vec<Event>> {
+        let mut admin = self.admin()?;
+        let request = rpc::within(ListEventsRequest {}, QUESTION_LIMIT);
+        Ok(admin.list_events(request).await?.into_inner().events)
+    }
+
+    /// Says that a node is lost, whatever that breaks.
+    pub async fn give_up(&self, node_id: u64) -> Result<()> {
+        self.say_standing(node_id, Standing::Lost, true).await
+    }
+
     /// Says what a node may be used for.
     pub async fn set_standing(&self, node_id: u64, standing: Standing) -> Result<()> {
+        self.say_standing(node_id, standing, false).await
+    }
+
+    async fn say_standing(&self, node_id: u64, standing: Standing, forced: bool) -> Result<()> {
         let request = SetStandingRequest {
             node_id,
             standing: standing.into(),
-            forced: false,
+            forced,
         };
         let mut admin = self.admin()?;
         admin

@@ -1,11 +1,15 @@
 //! `carillon admin`: what operators ask of a cluster.
 
+mod actor;
 mod check;
 mod membership;
 mod policy;
+mod recover;
 pub(crate) mod roll;
 mod split;
+mod status;
 mod top;
+mod warnings;
 
 use std::process::ExitCode;
 
@@ -17,15 +21,23 @@ use proto::replica_status::Role;
 use serde_json::{Value, json};
 
 use crate::arguments::{Cluster, Output};
-use crate::output::{self, Paint};
+use crate::output;
 use crate::present;
 
 /// The exit code when what was started is not done within `--timeout`; it goes on.
 const NOT_DONE: u8 = 3;
+#[derive(Debug, Args)]
+pub struct AdminArguments {
+    /// Who asks: recorded with what is changed, and shown by `events`. Default: USER@HOST.
+    #[arg(long = "as", value_name = "NAME", global = true)]
+    name: Option<String>,
+    #[command(subcommand)]
+    command: AdminCommand,
+}
 
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// The cluster at a glance.
+    /// The cluster on one screen, and what to do about what is wrong.
     Status,
     /// The nodes and how each of them is.
     Nodes,
@@ -59,6 +71,8 @@ pub enum AdminCommand {
     Check,
     /// What the nodes do now, again and again.
     Top(top::TopArguments),
+    /// What is left of a shard that lost its majority; --unsafe makes it anew from that.
+    RecoverShard(recover::RecoverArguments),
     /// Compare the state of a shard's replicas; fails when they differ.
     Checksum(ChecksumArguments),
     /// Flush a shard's state and purge its log.
@@ -100,13 +114,15 @@ pub struct SnapshotArguments {
 
 /// Carries out `carillon admin …`.
 pub async fn run(
-    command: AdminCommand,
+    arguments: AdminArguments,
     cluster: &Cluster,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let admin = AdminClient::new(&cluster.endpoints)?;
+    let AdminArguments { name, command } = arguments;
+    let name = actor::name(name.as_deref());
+    let admin = AdminClient::acting_as(&cluster.endpoints, &name)?;
     match command {
-        AdminCommand::Status => status(&admin, output).await?,
+        AdminCommand::Status => status::run(&admin, output).await?,
         AdminCommand::Nodes => {
             let nodes = admin
                 .list_nodes()
@@ -144,74 +160,11 @@ pub async fn run(
         AdminCommand::Roll(arguments) => roll::run(&admin, &arguments, output).await?,
         AdminCommand::Check => return check::run(&admin, output).await,
         AdminCommand::Top(arguments) => top::run(&admin, &arguments, output).await?,
+        AdminCommand::RecoverShard(arguments) => recover::run(&admin, &arguments, output).await?,
         AdminCommand::Checksum(arguments) => return checksum(&admin, &arguments, output).await,
         AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn status(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
-    let cluster = admin
-        .get_cluster()
-        .await
-        .context("could not ask the cluster for its status")?;
-    if output == Output::Json {
-        return Ok(output::json(&json!({
-            "cluster_id": cluster.cluster_id,
-            "cluster_name": cluster.cluster_name,
-            "map_epoch": cluster.map_epoch,
-            "nodes": cluster.nodes,
-            "nodes_up": cluster.nodes_up,
-            "shards": cluster.shards,
-            "shards_led": cluster.shards_led,
-            "replication_factor": cluster.replication_factor,
-            "meta_leader_node": cluster.meta_leader_node,
-            "answering_node": cluster.answering_node,
-            "version": cluster.version,
-        }))?);
-    }
-    let paint = Paint::for_stdout();
-    let whole = cluster.nodes_up == cluster.nodes && cluster.shards_led == cluster.shards;
-    let state = if whole {
-        paint.good("healthy")
-    } else if cluster.shards_led == cluster.shards && cluster.meta_leader_node != 0 {
-        paint.warn("degraded: all shards work, but some nodes are down")
-    } else {
-        paint.bad("impaired: some shards have no leader")
-    };
-    let meta = match cluster.meta_leader_node {
-        0 => "no leader".to_owned(),
-        node => format!("led by node {node}"),
-    };
-    let lines = [
-        ("cluster", present::printable(&cluster.cluster_name)),
-        ("id", present::printable(&cluster.cluster_id)),
-        ("state", state),
-        (
-            "nodes",
-            format!("{} of {} up", cluster.nodes_up, cluster.nodes),
-        ),
-        (
-            "shards",
-            format!(
-                "{} of {} led, {} replicas each, map epoch {}",
-                cluster.shards_led, cluster.shards, cluster.replication_factor, cluster.map_epoch
-            ),
-        ),
-        ("meta group", meta),
-        (
-            "answered by",
-            format!(
-                "node {}, version {}",
-                cluster.answering_node,
-                present::printable(&cluster.version)
-            ),
-        ),
-    ];
-    for (name, value) in lines {
-        output::line(&format!("{name:<12} {value}"))?;
-    }
-    Ok(())
 }
 
 fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()> {
@@ -276,6 +229,10 @@ fn node_json(node: &proto::NodeStatus) -> Value {
         "sessions": node.sessions,
         "state_bytes": node.state_bytes,
         "log_bytes": node.log_bytes,
+        "silent_ms": node.silent_ms,
+        "capacity_bytes": node.capacity_bytes,
+        "disk_bytes": node.disk_bytes,
+        "disk_free_bytes": node.disk_free_bytes,
     })
 }
 

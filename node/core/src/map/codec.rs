@@ -1,33 +1,31 @@
 //! The binary forms of the map, of the meta group's state, and of its commands and
 //! replies: a version byte, then the fields. They are on disk and cross nodes.
+//! The state has versions of its own, in `state`.
 
 mod commands;
 mod events;
 mod replies;
 mod splits;
-
-use std::collections::BTreeMap;
+mod state;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    ConfigVersion, DrainPurpose, DrainStart, Event, JoinToken, MetaCommand, MetaReply, MetaState,
-    Move, MoveId, MoveReason, MoveStep, NodeInfo, Policy, PolicyChange, Replica, ShardDescriptor,
-    ShardMap, Split, Standing,
+    ConfigVersion, DrainPurpose, LogPosition, MetaCommand, MetaReply, Move, MoveId, MoveReason,
+    MoveStep, NodeInfo, Policy, PolicyChange, Recovery, Replica, ShardDescriptor, ShardMap,
+    Standing,
 };
 use crate::codec::{Corrupt, Reader, put_bytes, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange, TimestampMs};
 use crate::placement::Zone;
 use crate::records::{read_option, write_option};
 
-/// The version that is written.
-const VERSION: u8 = 2;
-/// The oldest that is read. It has no splits.
-const VERSION_MIN: u8 = 1;
+/// The version that is written, and the only one so far.
+const VERSION: u8 = 1;
 
 /// Gives a type `encode` and `decode` around its `write` and `read`.
 macro_rules! versioned {
-    ($type:ident, $what:literal, $read:expr) => {
+    ($type:ident, $what:literal) => {
         impl $type {
             /// The version and the fields in a buffer of their own.
             pub fn encode(&self) -> Bytes {
@@ -43,11 +41,10 @@ macro_rules! versioned {
             /// [`Corrupt`] when it is something else.
             pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
                 let mut reader = Reader::borrowed($what, bytes);
-                let version = reader.u8()?;
-                if !(VERSION_MIN..=VERSION).contains(&version) {
+                if reader.u8()? != VERSION {
                     return Err(reader.corrupt("its version is unknown"));
                 }
-                let value = ($read)(&mut reader, version)?;
+                let value = $type::read(&mut reader)?;
                 reader.finish()?;
                 Ok(value)
             }
@@ -55,10 +52,9 @@ macro_rules! versioned {
     };
 }
 
-versioned!(ShardMap, "shard map", |reader, _| ShardMap::read(reader));
-versioned!(MetaState, "meta state", MetaState::read);
-versioned!(MetaCommand, "meta command", MetaCommand::read);
-versioned!(MetaReply, "meta reply", |reader, _| MetaReply::read(reader));
+versioned!(ShardMap, "shard map");
+versioned!(MetaCommand, "meta command");
+versioned!(MetaReply, "meta reply");
 
 fn put_text(out: &mut BytesMut, text: &str) {
     put_bytes(out, text.as_bytes());
@@ -204,6 +200,7 @@ impl Standing {
 }
 
 impl Policy {
+    /// But for what came later.
     fn write(&self, out: &mut BytesMut) {
         let Policy {
             down_after_s,
@@ -213,9 +210,10 @@ impl Policy {
             lost_nodes_max,
             snapshot_kib_per_s_max,
             balance,
-            shard_gib_max,
-            shard_commands_per_s_max,
-        } = *self;
+            leader_zone: _,
+            shard_gib_max: _,
+            shard_commands_per_s_max: _,
+        } = self;
         for number in [
             down_after_s,
             failure_replacement_after_s,
@@ -224,15 +222,13 @@ impl Policy {
             lost_nodes_max,
             snapshot_kib_per_s_max,
         ] {
-            put_varint(out, u64::from(number));
+            put_varint(out, u64::from(*number));
         }
-        out.put_u8(u8::from(balance));
-        put_varint(out, u64::from(shard_gib_max));
-        put_varint(out, u64::from(shard_commands_per_s_max));
+        out.put_u8(u8::from(*balance));
     }
 
-    fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
-        let mut policy = Policy {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Policy {
             down_after_s: reader.varint32()?,
             failure_replacement_after_s: reader.varint32()?,
             moves_max: reader.varint32()?,
@@ -241,16 +237,26 @@ impl Policy {
             snapshot_kib_per_s_max: reader.varint32()?,
             balance: reader.flag()?,
             ..Policy::default()
-        };
-        if version > 1 {
-            policy.shard_gib_max = reader.varint32()?;
-            policy.shard_commands_per_s_max = reader.varint32()?;
-        }
-        Ok(policy)
+        })
+    }
+
+    /// What the first version had not.
+    fn write_later(&self, out: &mut BytesMut) {
+        put_text(out, &self.leader_zone.0);
+        put_varint(out, u64::from(self.shard_gib_max));
+        put_varint(out, u64::from(self.shard_commands_per_s_max));
+    }
+
+    fn read_later(&mut self, reader: &mut Reader<'_>) -> Result<(), Corrupt> {
+        self.leader_zone = Zone(reader.text()?);
+        self.shard_gib_max = reader.varint32()?;
+        self.shard_commands_per_s_max = reader.varint32()?;
+        Ok(())
     }
 }
 
 impl PolicyChange {
+    /// But for what came later.
     fn write(&self, out: &mut BytesMut) {
         let PolicyChange {
             down_after_s,
@@ -260,9 +266,10 @@ impl PolicyChange {
             lost_nodes_max,
             snapshot_kib_per_s_max,
             balance,
-            shard_gib_max,
-            shard_commands_per_s_max,
-        } = *self;
+            leader_zone: _,
+            shard_gib_max: _,
+            shard_commands_per_s_max: _,
+        } = self;
         for number in [
             down_after_s,
             failure_replacement_after_s,
@@ -278,16 +285,11 @@ impl PolicyChange {
         write_option(out, balance.as_ref(), |balance, out| {
             out.put_u8(u8::from(*balance));
         });
-        for number in [shard_gib_max, shard_commands_per_s_max] {
-            write_option(out, number.as_ref(), |number, out| {
-                put_varint(out, u64::from(*number));
-            });
-        }
     }
 
-    fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
         let mut number = || read_option(reader, |reader| reader.varint32());
-        let mut change = PolicyChange {
+        Ok(PolicyChange {
             down_after_s: number()?,
             failure_replacement_after_s: number()?,
             moves_max: number()?,
@@ -296,12 +298,33 @@ impl PolicyChange {
             snapshot_kib_per_s_max: number()?,
             balance: read_option(reader, |reader| reader.flag())?,
             ..PolicyChange::default()
-        };
-        if version > 1 {
-            change.shard_gib_max = read_option(reader, |reader| reader.varint32())?;
-            change.shard_commands_per_s_max = read_option(reader, |reader| reader.varint32())?;
+        })
+    }
+
+    /// Something is changed that the first version had not.
+    fn has_later(&self) -> bool {
+        self.leader_zone.is_some()
+            || self.shard_gib_max.is_some()
+            || self.shard_commands_per_s_max.is_some()
+    }
+
+    /// What the first version had not.
+    fn write_later(&self, out: &mut BytesMut) {
+        write_option(out, self.leader_zone.as_ref(), |zone, out| {
+            put_text(out, &zone.0);
+        });
+        for number in [self.shard_gib_max, self.shard_commands_per_s_max] {
+            write_option(out, number.as_ref(), |number, out| {
+                put_varint(out, u64::from(*number));
+            });
         }
-        Ok(change)
+    }
+
+    fn read_later(&mut self, reader: &mut Reader<'_>) -> Result<(), Corrupt> {
+        self.leader_zone = read_option(reader, |reader| Ok(Zone(reader.text()?)))?;
+        self.shard_gib_max = read_option(reader, |reader| reader.varint32())?;
+        self.shard_commands_per_s_max = read_option(reader, |reader| reader.varint32())?;
+        Ok(())
     }
 }
 
@@ -317,6 +340,49 @@ impl ConfigVersion {
             term: reader.varint()?,
             leader: ReplicaId(reader.varint()?),
             index: reader.varint()?,
+        })
+    }
+}
+
+impl LogPosition {
+    fn write(self, out: &mut BytesMut) {
+        put_varint(out, self.term);
+        put_varint(out, self.leader.0);
+        put_varint(out, self.index);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(LogPosition {
+            term: reader.varint()?,
+            leader: ReplicaId(reader.varint()?),
+            index: reader.varint()?,
+        })
+    }
+}
+
+impl Recovery {
+    fn write(&self, out: &mut BytesMut) {
+        let Recovery {
+            shard_id,
+            from,
+            to,
+            others,
+            started_at,
+        } = self;
+        put_varint(out, u64::from(shard_id.0));
+        from.write(out);
+        to.write(out);
+        write_list(out, others, |replica, out| replica.write(out));
+        put_signed(out, started_at.0);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Recovery {
+            shard_id: ShardId(reader.varint32()?),
+            from: Replica::read(reader)?,
+            to: Replica::read(reader)?,
+            others: read_list(reader, Replica::read)?,
+            started_at: TimestampMs(reader.signed()?),
         })
     }
 }
@@ -397,118 +463,4 @@ fn write_node(out: &mut BytesMut, node: Option<NodeId>) {
 
 fn read_node_id(reader: &mut Reader<'_>) -> Result<NodeId, Corrupt> {
     Ok(NodeId(reader.varint()?))
-}
-
-impl MetaState {
-    fn write(&self, out: &mut BytesMut) {
-        let MetaState {
-            cluster_id,
-            cluster_name,
-            join_token,
-            replication_factor,
-            next_replica_id,
-            last_founding_replica_id,
-            next_node_id,
-            next_move_id,
-            next_shard_id,
-            policy,
-            map,
-            standings,
-            drains,
-            moves,
-            splits,
-            last_split_at,
-            events,
-        } = self;
-        put_text(out, cluster_id);
-        put_text(out, cluster_name);
-        put_text(out, &join_token.0);
-        put_varint(out, u64::from(*replication_factor));
-        put_varint(out, next_replica_id.0);
-        put_varint(out, last_founding_replica_id.0);
-        put_varint(out, next_node_id.0);
-        put_varint(out, next_move_id.0);
-        policy.write(out);
-        map.write(out);
-        put_varint(out, standings.len() as u64);
-        for (node_id, standing) in standings {
-            put_varint(out, node_id.0);
-            standing.write(out);
-        }
-        put_varint(out, drains.len() as u64);
-        for (node_id, start) in drains {
-            put_varint(out, node_id.0);
-            put_signed(out, start.at.0);
-            put_varint(out, u64::from(start.replicas));
-        }
-        put_varint(out, moves.len() as u64);
-        for running in moves.values() {
-            running.write(out);
-        }
-        put_varint(out, events.len() as u64);
-        for event in events {
-            event.write(out);
-        }
-        put_varint(out, u64::from(next_shard_id.0));
-        put_varint(out, splits.len() as u64);
-        for split in splits.values() {
-            split.write(out);
-        }
-        put_signed(out, last_split_at.0);
-    }
-
-    fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
-        let mut state = MetaState {
-            cluster_id: reader.text()?,
-            cluster_name: reader.text()?,
-            join_token: JoinToken(reader.text()?),
-            replication_factor: reader.varint32()?,
-            next_replica_id: ReplicaId(reader.varint()?),
-            last_founding_replica_id: ReplicaId(reader.varint()?),
-            next_node_id: NodeId(reader.varint()?),
-            next_move_id: MoveId(reader.varint()?),
-            next_shard_id: ShardId(0),
-            policy: Policy::read(reader, version)?,
-            map: ShardMap::read(reader)?,
-            standings: read_list(reader, |reader| {
-                Ok((read_node_id(reader)?, Standing::read(reader)?))
-            })?
-            .into_iter()
-            .collect(),
-            drains: read_list(reader, |reader| {
-                let node_id = read_node_id(reader)?;
-                let start = DrainStart {
-                    at: TimestampMs(reader.signed()?),
-                    replicas: reader.varint32()?,
-                };
-                Ok((node_id, start))
-            })?
-            .into_iter()
-            .collect(),
-            moves: read_moves(reader)?,
-            splits: BTreeMap::new(),
-            last_split_at: TimestampMs(0),
-            events: read_list(reader, Event::read)?.into(),
-        };
-        if version == 1 {
-            let last = state.map.shards.iter().map(|shard| shard.shard_id.0).max();
-            state.next_shard_id = ShardId(last.unwrap_or(0) + 1);
-        } else {
-            state.next_shard_id = ShardId(reader.varint32()?);
-            let splits = read_list(reader, Split::read)?.into_iter();
-            state.splits = splits.map(|split| (split.shard_id, split)).collect();
-            state.last_split_at = TimestampMs(reader.signed()?);
-        }
-        let registered = state.map.nodes.iter().map(|node| node.node_id);
-        if !registered.eq(state.standings.keys().copied()) {
-            return Err(reader.corrupt("nodes and standings differ"));
-        }
-        Ok(state)
-    }
-}
-
-fn read_moves(reader: &mut Reader<'_>) -> Result<BTreeMap<ShardId, Move>, Corrupt> {
-    let moves = read_list(reader, Move::read)?;
-    let by_shard = moves.into_iter().map(|running| (running.shard_id, running));
-    Ok(by_shard.collect())
 }

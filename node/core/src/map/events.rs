@@ -1,22 +1,46 @@
-//! What happened to the cluster, for people: a bounded list in the meta group's state, which
-//! owns it. Appended to by the commands that do something, oldest dropped first.
+//! What happened to the cluster and who wanted it, for people: a bounded list in the meta
+//! group's state, which owns it. Appended to by the commands that do something, oldest dropped first.
 
 use std::collections::VecDeque;
 use std::fmt;
 
+use super::Replica;
 use super::moves::{Move, MoveId, MoveReason};
+use super::recovery::LogPosition;
 use super::registry::Standing;
 use super::splits::SplitReason;
-use crate::ids::{NodeId, ShardId, Slot, TimestampMs};
+use crate::ids::{NodeId, ReplicaId, ShardId, Slot, TimestampMs};
 
 /// How many events are kept.
 pub const EVENTS_MAX: usize = 512;
+
+/// The longest name of who wants something, bytes.
+pub const ACTOR_BYTES_MAX: usize = 128;
+
+/// Who wants something, as they call themselves. Recorded, never asked for permission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor(pub String);
+
+impl Actor {
+    /// Somebody who did not say.
+    pub fn unknown() -> Self {
+        Actor("unknown".to_owned())
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// When, by the clock of who proposed it.
     pub at: TimestampMs,
+    /// Who wanted it; none: the cluster did it by itself.
+    pub by: Option<Actor>,
     /// What.
     pub what: EventKind,
 }
@@ -101,6 +125,26 @@ pub enum EventKind {
     PolicyChanged,
     /// The old join token is worth nothing any more.
     JoinTokenRotated,
+    /// A shard that lost its majority is made anew from one replica.
+    RecoveryStarted {
+        /// The shard.
+        shard_id: ShardId,
+        /// The replica that survived.
+        from: Replica,
+        /// Its new number.
+        to: ReplicaId,
+        /// Where its log ended.
+        last: LogPosition,
+        /// The nodes of the replicas that were given up.
+        lost: Vec<NodeId>,
+    },
+    /// The shard is led again.
+    RecoveryFinished {
+        /// The shard.
+        shard_id: ShardId,
+        /// The replica that it was made of, by its new number.
+        replica_id: ReplicaId,
+    },
 }
 
 impl EventKind {
@@ -177,13 +221,35 @@ impl fmt::Display for EventKind {
             ),
             EventKind::PolicyChanged => f.write_str("the policy was changed"),
             EventKind::JoinTokenRotated => f.write_str("the join token was changed"),
+            EventKind::RecoveryStarted {
+                shard_id,
+                from,
+                to,
+                last,
+                lost,
+            } => {
+                write!(
+                    f,
+                    "shard {shard_id} is made anew from replica {} on node {}, which is replica {to} now; its log ended at entry {} of term {}; given up with nodes",
+                    from.replica_id, from.node_id, last.index, last.term
+                )?;
+                lost.iter().try_for_each(|node| write!(f, " {node}"))
+            }
+            EventKind::RecoveryFinished {
+                shard_id,
+                replica_id,
+            } => write!(f, "shard {shard_id} is led again, by replica {replica_id}"),
         }
     }
 }
 
 pub(super) fn record(events: &mut VecDeque<Event>, at: TimestampMs, what: EventKind) {
+    push(events, Event { at, by: None, what });
+}
+
+pub(super) fn push(events: &mut VecDeque<Event>, event: Event) {
     if events.len() >= EVENTS_MAX {
         events.pop_front();
     }
-    events.push_back(Event { at, what });
+    events.push_back(event);
 }

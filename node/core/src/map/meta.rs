@@ -3,14 +3,15 @@
 //! Invariants: a cluster is created once; `epoch` grows with every change of the map, of a
 //! standing, of what operators set, and with every start and end of a move; a refused command
 //! changes nothing.
-//! Those of the parts are with them, in `registry` and `moves`.
+//! Those of the parts are with them, in `registry`, `moves` and `recovery`.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::events::{self, Event, EventKind};
+use super::events::{self, ACTOR_BYTES_MAX, Actor, Event, EventKind};
 use super::first::checked_map;
 use super::moves::{self, Asked, ConfigVersion, Move, MoveId, MoveReason};
 use super::policy::{Policy, PolicyChange};
+use super::recovery::{self, LogPosition, Recovery};
 use super::refusal::MetaRefusal;
 use super::registry::{
     self, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, Standing, check_node, check_text,
@@ -55,6 +56,8 @@ pub struct MetaState {
     pub splits: BTreeMap<ShardId, Split>,
     /// When the last split ended; 0 when there was none.
     pub last_split_at: TimestampMs,
+    /// What is made anew from one replica, by shard.
+    pub recoveries: BTreeMap<ShardId, Recovery>,
     /// What happened, oldest first; at most [`EVENTS_MAX`](super::EVENTS_MAX).
     pub events: VecDeque<Event>,
 }
@@ -229,6 +232,34 @@ pub enum MetaCommand {
         /// The proposer's clock.
         at: TimestampMs,
     },
+    /// Makes a shard anew from one replica, because most of its replicas are on nodes that are
+    /// given up. What only those had is lost.
+    RecoverShard {
+        /// The shard.
+        shard_id: ShardId,
+        /// The replica that survived.
+        survivor: ReplicaId,
+        /// Where its log ends, for the record.
+        last: LogPosition,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// The shard's new group is led.
+    FinishRecovery {
+        /// The shard.
+        shard_id: ShardId,
+        /// The replica that it was made of, by its new number.
+        replica_id: ReplicaId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// A command that somebody wants: what happens by it is recorded with who that is.
+    By {
+        /// Who.
+        by: Actor,
+        /// What; not another one of these.
+        command: Box<MetaCommand>,
+    },
 }
 
 /// The answer to a [`MetaCommand`].
@@ -365,7 +396,36 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
             splits::start(state, &asked, at)
         }
         MetaCommand::FinishSplit { new_shard_id, at } => splits::finish(state, new_shard_id, at),
+        MetaCommand::RecoverShard {
+            shard_id,
+            survivor,
+            last,
+            at,
+        } => recovery::recover(state, shard_id, survivor, last, at),
+        MetaCommand::FinishRecovery {
+            shard_id,
+            replica_id,
+            at,
+        } => recovery::finish(state, shard_id, replica_id, at),
+        MetaCommand::By { by, command } => apply_by(state, &by, *command),
     }
+}
+
+/// Applies a command and records who wanted what happened by it.
+fn apply_by(
+    state: &mut MetaState,
+    by: &Actor,
+    command: MetaCommand,
+) -> Result<MetaReply, MetaRefusal> {
+    check_text(&by.0, ACTOR_BYTES_MAX)?;
+    let before = std::mem::take(&mut state.events);
+    let applied = apply(state, command);
+    let happened = std::mem::replace(&mut state.events, before);
+    for event in happened {
+        let by = Some(by.clone());
+        events::push(&mut state.events, Event { by, ..event });
+    }
+    applied
 }
 
 fn existing(state: &MetaState, cluster_id: &str) -> Result<MetaReply, MetaRefusal> {
@@ -424,6 +484,7 @@ fn create(
         moves: BTreeMap::new(),
         splits: BTreeMap::new(),
         last_split_at: TimestampMs(0),
+        recoveries: BTreeMap::new(),
         events: VecDeque::new(),
     })
 }
@@ -450,6 +511,7 @@ fn set_policy(
 ) -> Result<MetaReply, MetaRefusal> {
     let policy = change.applied_to(&state.policy);
     policy.validate()?;
+    check_text(&policy.leader_zone.0, NODE_TEXT_BYTES_MAX)?;
     let changed = state.policy != policy;
     if changed {
         state.policy = policy;

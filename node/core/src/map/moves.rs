@@ -141,7 +141,8 @@ impl MetaState {
             .find(|running| running.move_id == move_id)
     }
 
-    /// The replica is in the map, in a move or in a split: its node is to keep it.
+    /// The replica is in the map, in a move or a split, or kept by a recovery: its node is to
+    /// keep it.
     pub fn names_replica(&self, shard_id: ShardId, replica_id: ReplicaId) -> bool {
         let shard = self.map.shard(shard_id);
         let placed = shard.into_iter().flat_map(|shard| &shard.replicas);
@@ -155,6 +156,7 @@ impl MetaState {
             .chain(moving)
             .chain(split_off)
             .any(|replica| replica.replica_id == replica_id)
+            || self.keeps_for_recovery(shard_id, replica_id)
     }
 
     /// The replica that `node` is to have of the shard: placed there, or on its way.
@@ -212,6 +214,12 @@ pub(super) fn start(
             new_shard_id,
         }
         .into());
+    }
+    if let Some(running) = state.recoveries.get(&shard_id) {
+        return Err(MetaRefusal::ShardIsRecovering {
+            shard_id,
+            node_id: running.to.node_id,
+        });
     }
     if asked.epoch != state.map.epoch {
         return Err(MetaRefusal::OtherEpoch {

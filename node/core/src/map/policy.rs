@@ -6,9 +6,10 @@ use std::fmt;
 use thiserror::Error;
 
 use super::NODES_MAX;
+use crate::placement::Zone;
 
-/// When nodes count as down or lost, and how much moves at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// When nodes count as down or lost, how much moves at once, and who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// A node that is silent for longer, seconds, gets nothing new. Default 30; from 1 to
     /// 3,600.
@@ -35,6 +36,10 @@ pub struct Policy {
     /// A shard that has more commands per second to apply, over about a minute, is split.
     /// Default 50,000; from 100 to 1,000,000, or 0 for never.
     pub shard_commands_per_s_max: u32,
+    /// The zone that shards are led from while it has healthy nodes with replicas of them,
+    /// evenly among those. Default empty: from anywhere. At most
+    /// [`NODE_TEXT_BYTES_MAX`](super::NODE_TEXT_BYTES_MAX) bytes.
+    pub leader_zone: Zone,
 }
 
 impl Default for Policy {
@@ -49,12 +54,13 @@ impl Default for Policy {
             balance: true,
             shard_gib_max: 32,
             shard_commands_per_s_max: 50_000,
+            leader_zone: Zone::default(),
         }
     }
 }
 
 /// What is changed of a policy; what is none stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyChange {
     /// As in [`Policy`].
     pub down_after_s: Option<u32>,
@@ -74,6 +80,7 @@ pub struct PolicyChange {
     pub shard_gib_max: Option<u32>,
     /// As in [`Policy`].
     pub shard_commands_per_s_max: Option<u32>,
+    pub leader_zone: Option<Zone>,
 }
 
 impl PolicyChange {
@@ -95,6 +102,10 @@ impl PolicyChange {
             shard_commands_per_s_max: self
                 .shard_commands_per_s_max
                 .unwrap_or(policy.shard_commands_per_s_max),
+            leader_zone: self
+                .leader_zone
+                .clone()
+                .unwrap_or_else(|| policy.leader_zone.clone()),
         }
     }
 }
@@ -111,6 +122,7 @@ impl From<Policy> for PolicyChange {
             balance: Some(policy.balance),
             shard_gib_max: Some(policy.shard_gib_max),
             shard_commands_per_s_max: Some(policy.shard_commands_per_s_max),
+            leader_zone: Some(policy.leader_zone),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::moves::{MoveId, MoveStep};
 use super::policy::PolicyError;
 use super::registry::Standing;
 use super::splits::SplitRefusal;
-use crate::ids::{Epoch, NodeId, ShardId};
+use crate::ids::{Epoch, NodeId, ReplicaId, ShardId};
 
 /// Why a [`MetaCommand`](super::MetaCommand) changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -211,6 +211,32 @@ pub enum MetaRefusal {
     /// The shard is not split, or not moved while it is.
     #[error(transparent)]
     Split(#[from] SplitRefusal),
+    /// The shard can go on without being made anew.
+    #[error(
+        "shard {shard_id} keeps a majority on nodes that are not given up; bring those back, or give up the nodes that are gone for good"
+    )]
+    ShardHasMajority {
+        /// The shard.
+        shard_id: ShardId,
+    },
+    /// The replica is none that is left.
+    #[error(
+        "replica {replica_id} of shard {shard_id} is not one on a node that is left; look at the shard again"
+    )]
+    NotASurvivor {
+        /// The shard.
+        shard_id: ShardId,
+        /// The replica.
+        replica_id: ReplicaId,
+    },
+    /// The shard is being made anew.
+    #[error("shard {shard_id} is being made anew on node {node_id}; wait for it")]
+    ShardIsRecovering {
+        /// The shard.
+        shard_id: ShardId,
+        /// Where.
+        node_id: NodeId,
+    },
     /// The move is at another step.
     #[error("move {move_id} is {step}, which does not allow it")]
     WrongStep {

@@ -63,7 +63,9 @@ impl fmt::Display for SplitReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SplitRefusal {
     /// It is being split already.
-    #[error("shard {shard_id} is being split already, into shard {new_shard_id} too")]
+    #[error(
+        "shard {shard_id} is being split, into shard {new_shard_id} too; wait until it is done"
+    )]
     Running {
         /// The shard.
         shard_id: ShardId,
@@ -149,6 +151,12 @@ pub(super) fn start(
         return Err(MetaRefusal::ShardIsMoving {
             shard_id,
             move_id: running.move_id,
+        });
+    }
+    if let Some(running) = state.recoveries.get(&shard_id) {
+        return Err(MetaRefusal::ShardIsRecovering {
+            shard_id,
+            node_id: running.to.node_id,
         });
     }
     if let Some(epoch) = asked.epoch

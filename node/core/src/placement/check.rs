@@ -105,7 +105,7 @@ pub(super) fn check(problem: &Problem) -> Result<Checked<'_>, PlacementError> {
         nodes,
         shards,
         replication_factor: problem.replication_factor as usize,
-        constraints: problem.constraints,
+        constraints: problem.constraints.clone(),
     })
 }
 

@@ -30,6 +30,8 @@ pub(super) type ZoneAt = usize;
 pub(super) struct NodeUse {
     pub(super) node_id: NodeId,
     pub(super) zone: ZoneAt,
+    /// It is in the zone that is to lead.
+    pub(super) leads_first: bool,
     pub(super) state: NodeState,
     pub(super) capacity_bytes: u64,
     /// The mean weight by this node's.
@@ -115,7 +117,7 @@ impl Layout {
         let mut layout = Layout {
             shards: shard_uses(checked, active),
             replication_factor: checked.replication_factor,
-            constraints: checked.constraints,
+            constraints: checked.constraints.clone(),
             frozen,
             active,
             light: vec![BTreeSet::new(); zones],
@@ -370,6 +372,7 @@ fn node_uses(checked: &Checked<'_>) -> Vec<NodeUse> {
     let node_use = |node: &&super::Node| NodeUse {
         node_id: node.node_id,
         zone: zones[&node.zone],
+        leads_first: !node.zone.0.is_empty() && node.zone == checked.constraints.leader_zone,
         state: node.state,
         capacity_bytes: node.capacity_bytes,
         scale: scale(node),

@@ -6,6 +6,9 @@
 //! more. Only the ends of a chain change their numbers. Leaders that are new may change along
 //! chains of any length, and when none improves, no other choice of them is more even.
 //!
+//! When a zone is to lead, a shard with an active replica there is led by one of those, and
+//! evenness is looked for among them.
+//!
 //! Invariants: `leaders` are the sums over the shards' `leader`; every accepted chain
 //! lowers the sum of squares.
 
@@ -56,7 +59,9 @@ impl Leaders<'_> {
     fn keep(&mut self) {
         for shard in 0..self.layout.shards.len() {
             let leader = self.layout.shards[shard].leader.take();
-            let kept = leader.filter(|node| self.layout.state(*node).is_healthy());
+            let healthy = |node: &NodeAt| self.layout.state(*node).is_healthy();
+            let kept = leader.filter(healthy);
+            let kept = kept.filter(|node| self.is_in_place(shard, *node));
             if let Some(node) = kept {
                 self.set(shard, node);
             }
@@ -82,13 +87,28 @@ impl Leaders<'_> {
         }
     }
 
+    /// The node is in the zone that is to lead, or nobody there may lead the shard.
+    fn is_in_place(&self, shard: ShardAt, node: NodeAt) -> bool {
+        self.layout.nodes[node].leads_first || !self.is_led_by_zone(shard)
+    }
+
+    /// The shard has an active replica in the zone that is to lead.
+    fn is_led_by_zone(&self, shard: ShardAt) -> bool {
+        let mut replicas = self.layout.shards[shard].replicas.iter();
+        replicas.any(|node| {
+            self.layout.nodes[*node].leads_first && self.layout.state(*node) == NodeState::Active
+        })
+    }
+
     /// The nodes to choose a new leader from: active ones that have its data already, else
-    /// active ones that are to get it, else cordoned ones.
+    /// active ones that are to get it, else cordoned ones. Of those in place only.
     fn electable(&self, shard: ShardAt) -> Vec<NodeAt> {
         let replicas = &self.layout.shards[shard].replicas;
         let of = |state| {
             let all = replicas.iter().copied();
-            all.filter(move |node| self.layout.state(*node) == state)
+            all.filter(move |node| {
+                self.layout.state(*node) == state && self.is_in_place(shard, *node)
+            })
         };
         let had = |node: &NodeAt| self.layout.was_on(shard, *node);
         let choices = [
@@ -236,7 +256,9 @@ impl Leaders<'_> {
             }
             Scope::All => {
                 let mut replicas = self.layout.shards[shard].replicas.clone();
-                replicas.retain(|node| self.layout.state(*node) == NodeState::Active);
+                replicas.retain(|node| {
+                    self.layout.state(*node) == NodeState::Active && self.is_in_place(shard, *node)
+                });
                 replicas
             }
         }

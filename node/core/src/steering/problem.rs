@@ -137,7 +137,10 @@ impl Planner<'_> {
             nodes: nodes.collect(),
             shards: shards.collect(),
             replication_factor: state.replication_factor,
-            constraints: Constraints::default(),
+            constraints: Constraints {
+                leader_zone: state.policy.leader_zone.clone(),
+                ..Constraints::default()
+            },
         }
     }
 

@@ -96,6 +96,9 @@ impl Planner<'_> {
                 other => return Some(format!("node {node} is {other}")),
             }
         }
+        if let Some(shard_id) = state.recoveries.keys().next() {
+            return Some(format!("shard {shard_id} is made anew"));
+        }
         let mut shards = state.map.shards.iter();
         let unseen = shards.find(|shard| !self.seen.shards.contains_key(&shard.shard_id));
         unseen.map(|shard| format!("shard {} has no leader", shard.shard_id))
@@ -147,6 +150,9 @@ impl Planner<'_> {
 
     /// Why the shard's group is in no state to move.
     pub(super) fn group_hindrance(&self, shard: &ShardDescriptor) -> Option<&'static str> {
+        if self.state.recoveries.contains_key(&shard.shard_id) {
+            return Some("the shard is made anew from one replica");
+        }
         let Some(seen) = self.seen.shards.get(&shard.shard_id) else {
             return Some("it has no leader");
         };

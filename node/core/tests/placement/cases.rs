@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use carillon_core::map::NODES_MAX;
 use carillon_core::placement::{
     Assignment, Constraints, GAIN_PERCENT_MAX, Node, NodeState, PROBLEM_SHARDS_MAX, PlacementError,
-    Problem, REPLICATION_FACTOR_MAX, Shortfall, ShortfallReason, WEIGHT_MAX, solve,
+    Problem, REPLICATION_FACTOR_MAX, Shortfall, ShortfallReason, WEIGHT_MAX, Zone, solve,
 };
 use carillon_core::{NodeId, ShardId};
 
@@ -346,6 +346,7 @@ fn leaders_do_not_depend_on_the_order_of_replicas() {
     problem.constraints = Constraints {
         replicas_per_node_max: 7,
         gain_percent_min: 19,
+        ..Constraints::default()
     };
     let one = assignment(&[(4, &[6, 7, 8], 2), (9, &[6, 5], 0)]);
     let other = assignment(&[(4, &[8, 7, 6], 2), (9, &[5, 6], 0)]);
@@ -377,4 +378,46 @@ fn the_largest_numbers_do_not_overflow() {
         let placed = first_placement(&problem);
         assert_eq!(placed.shards[&ShardId(1)].replicas.len(), nodes);
     }
+}
+
+#[test]
+fn leaders_are_in_their_zone_while_somebody_there_may_lead() {
+    let mut problem = equal(6, 3, 12, 3);
+    let anywhere = solved(&problem, &Assignment::default()).assignment;
+    let zone = Zone("zone-1".to_owned());
+    problem.constraints.leader_zone = zone.clone();
+    let there: Vec<NodeId> = problem
+        .nodes
+        .iter()
+        .filter(|node| node.zone == zone)
+        .map(|node| node.node_id)
+        .collect();
+    let moved = solved(&problem, &anywhere).assignment;
+    let leaders = |placed: &Assignment| -> Vec<NodeId> {
+        let shards = placed.shards.values();
+        shards.filter_map(|shard| shard.preferred_leader).collect()
+    };
+    let led = leaders(&moved);
+    for node in &there {
+        assert_eq!(led.iter().filter(|leader| *leader == node).count(), 6);
+    }
+    assert_eq!(
+        moved.replicas_added_since(&anywhere),
+        0,
+        "only leaders change"
+    );
+    assert_eq!(solved(&problem, &moved).assignment, moved);
+    // One of the two is down, then both are: first the other leads, then anybody.
+    let one = with_state(problem, there[0].0, NodeState::Down);
+    let other = solved(&one, &moved).assignment;
+    assert!(leaders(&other).iter().all(|leader| *leader == there[1]));
+    let none = with_state(one, there[1].0, NodeState::Down);
+    let others = solved(&none, &other).assignment;
+    assert_eq!(leaders(&others).len(), 12);
+    assert!(
+        leaders(&others)
+            .iter()
+            .all(|leader| !there.contains(leader))
+    );
+    assert_eq!(solved(&none, &others).assignment, others);
 }

@@ -88,7 +88,7 @@ prop_compose! {
             nodes: nodes.collect(),
             shards: shards.collect(),
             replication_factor,
-            constraints: Constraints { replicas_per_node_max, gain_percent_min },
+            constraints: Constraints { replicas_per_node_max, gain_percent_min, ..Constraints::default() },
         }
     }
 }
@@ -154,7 +154,7 @@ proptest! {
             nodes: nodes.into_iter().map(node).collect(),
             shards: shards.into_iter().map(shard).collect(),
             replication_factor,
-            constraints: Constraints { replicas_per_node_max, gain_percent_min },
+            constraints: Constraints { replicas_per_node_max, gain_percent_min, ..Constraints::default() },
         };
         if let Ok(solution) = solve(&problem, &Assignment::default()) {
             check_hard(&problem, &Assignment::default(), &solution);
@@ -208,5 +208,40 @@ proptest! {
         let after = solved(&whole, &once.assignment);
         check_hard(&whole, &once.assignment, &after);
         prop_assert_eq!(&solved(&whole, &after.assignment), &after);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+    /// With a zone that is to lead, a second run changes nothing, and leaders are there where
+    /// they can be.
+    #[test]
+    fn a_zone_that_leads_leads_all_that_it_can(
+        mut problem in any_problem(),
+        previous in any_assignment(12, 20),
+        number in 0_u64..4,
+    ) {
+        let count = problem.nodes.len().max(1) as u64;
+        let zone = problem.nodes.get((number % count) as usize);
+        problem.constraints.leader_zone = zone.map(|node| node.zone.clone()).unwrap_or_default();
+        let once = solved(&problem, &previous);
+        check_hard(&problem, &previous, &once);
+        prop_assert_eq!(&solved(&problem, &once.assignment), &once);
+        if problem.constraints.leader_zone == Zone::default() {
+            return Ok(());
+        }
+        let of = |id: &NodeId| problem.nodes.iter().find(|node| node.node_id == *id);
+        let leads = |id: &NodeId| {
+            of(id).is_some_and(|node| node.zone == problem.constraints.leader_zone)
+        };
+        for (shard_id, placement) in &once.assignment.shards {
+            let active = |id: &&NodeId| of(id).is_some_and(|node| node.state == NodeState::Active);
+            let mut may = placement.replicas.iter().filter(active);
+            if may.any(leads) {
+                let leader = placement.preferred_leader.as_ref();
+                prop_assert!(leader.is_some_and(leads), "{} is led from elsewhere", shard_id);
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use carillon_core::steering::{
 };
 use carillon_core::{NodeId, ShardId, Slot, TimestampMs};
 
-const AT: TimestampMs = TimestampMs(1_000);
+pub const AT: TimestampMs = TimestampMs(1_000);
 
 fn node(id: u64) -> NodeInfo {
     NodeInfo {
@@ -26,7 +26,7 @@ fn node(id: u64) -> NodeInfo {
     }
 }
 
-fn cluster(nodes: u64, shards: u32, replication_factor: u32) -> MetaState {
+pub fn cluster(nodes: u64, shards: u32, replication_factor: u32) -> MetaState {
     let nodes: Vec<NodeInfo> = (1..=nodes).map(node).collect();
     let map = initial_map(&nodes, shards, replication_factor).expect("a map");
     let mut state = MetaState::default();
@@ -46,7 +46,7 @@ fn cluster(nodes: u64, shards: u32, replication_factor: u32) -> MetaState {
     state
 }
 
-fn set(state: &mut MetaState, id: u64, standing: Standing, forced: bool) -> MetaReply {
+pub fn set(state: &mut MetaState, id: u64, standing: Standing, forced: bool) -> MetaReply {
     let command = MetaCommand::SetStanding {
         node_id: NodeId(id),
         standing,
@@ -70,7 +70,7 @@ fn join(state: &mut MetaState, node: NodeInfo) -> MetaReply {
 
 /// All is well: every node answers, every group has the map's replicas and its preferred
 /// leader, the meta group has its voters.
-fn healthy(state: &MetaState) -> Seen {
+pub fn healthy(state: &MetaState) -> Seen {
     let config = ConfigVersion::default();
     let well = FollowerSeen {
         lag_entries: 0,
@@ -116,7 +116,7 @@ fn healthy(state: &MetaState) -> Seen {
 }
 
 /// The node does not answer, nor do its replicas; others lead what it led.
-fn silence(seen: &mut Seen, state: &MetaState, id: u64, seconds: u64) {
+pub fn silence(seen: &mut Seen, state: &MetaState, id: u64, seconds: u64) {
     let node = NodeId(id);
     let silent = NodeSeen {
         up: false,

@@ -2,8 +2,8 @@
 //! written and read back as they are.
 
 use carillon_core::map::{
-    ConfigVersion, JoinToken, MetaCommand, MetaReply, MetaState, MoveId, MoveReason, NodeInfo,
-    Policy, SplitReason, Standing, apply_meta, initial_map,
+    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MetaReply, MetaState, MoveId,
+    MoveReason, NodeInfo, Policy, SplitReason, Standing, apply_meta, initial_map,
 };
 use carillon_core::placement::Zone;
 use carillon_core::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, TimestampMs};
@@ -87,6 +87,12 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         }),
         2 => (4u32..9).prop_map(move |shard| MetaCommand::FinishSplit { new_shard_id: ShardId(shard), at }),
         1 => "[a-z]{0,3}".prop_map(move |token| MetaCommand::RotateJoinToken { token: JoinToken(token), at }),
+        4 => (shard_id(), (1u64..30).prop_map(ReplicaId)).prop_map(move |(shard_id, survivor)| {
+            MetaCommand::RecoverShard { shard_id, survivor, last: LogPosition::default(), at }
+        }),
+        2 => (shard_id(), (9u64..30).prop_map(ReplicaId)).prop_map(move |(shard_id, replica_id)| {
+            MetaCommand::FinishRecovery { shard_id, replica_id, at }
+        }),
     ]
 }
 
@@ -113,15 +119,19 @@ proptest! {
     #[test]
     fn commands_in_any_order_keep_the_invariants(
         replication_factor in 1u32..4,
-        commands in prop::collection::vec(any_command(), 1..80),
+        commands in prop::collection::vec((any_command(), prop::bool::weighted(0.2)), 1..80),
     ) {
         let mut state = created(replication_factor);
         check_invariants(&state);
-        for mut command in commands {
+        for (mut command, somebody) in commands {
             if let MetaCommand::StartMove { epoch, .. } = &mut command
                 && *epoch == Epoch(1)
             {
                 *epoch = state.map.epoch;
+            }
+            if somebody {
+                let by = Actor("ann".to_owned());
+                command = MetaCommand::By { by, command: Box::new(command) };
             }
             let bytes = command.encode();
             prop_assert_eq!(&MetaCommand::decode(&bytes).expect("it decodes"), &command);

@@ -214,7 +214,7 @@ impl World {
             balance: true,
             lost_nodes_max: 1,
             moves_max: 3,
-            ..self.state.policy
+            ..self.state.policy.clone()
         };
         self.apply(MetaCommand::SetPolicy {
             change: policy.into(),

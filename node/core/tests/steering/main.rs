@@ -9,6 +9,7 @@ mod commands;
 mod faults;
 mod group;
 mod invariants;
+mod recovery;
 mod rng;
 mod world;
 

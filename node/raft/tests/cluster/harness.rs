@@ -16,7 +16,7 @@ use carillon_log::{GroupId, LogEngine, LogOptions};
 use carillon_raft::{
     CommittedEntry, FlushJob, Group, GroupError, GroupOptions, GroupRegistry,
     LINK_BUFFER_BYTES_DEFAULT, LinkEpoch, Links, LogRecord, Machine, Member, Outcome,
-    OutgoingSnapshot, SnapshotContent, SnapshotSender, run_link,
+    OutgoingSnapshot, Position, SnapshotContent, SnapshotSender, run_link,
 };
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -350,6 +350,20 @@ impl Cluster {
         self.stop(place).await;
         *self.nodes[place].disk.durable.lock() = state;
         self.run(place).await;
+    }
+
+    /// Begins the group anew on the log of a stopped node, which has this number from then on.
+    pub async fn rebuild(&mut self, place: usize, replica: ReplicaId) -> Position {
+        let node = &mut self.nodes[place];
+        node.me.replica = replica;
+        let mut options = LogOptions::new(&node.dir);
+        options.segment_bytes = 1 << 20;
+        let engine = LogEngine::open(options).unwrap();
+        let applied = node.disk.durable.lock().applied.clone();
+        let log = engine.group(GroupId(SHARD.0));
+        let position = carillon_raft::rebuild(SHARD, node.me, log, applied).await;
+        engine.shutdown().unwrap();
+        position.unwrap()
     }
 
     /// Stops a node; what its machine has not flushed is lost.

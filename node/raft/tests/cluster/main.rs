@@ -632,3 +632,79 @@ async fn a_single_replica_leads_itself() {
     ));
     assert!(!group.stopped().await.is_empty());
 }
+
+/// Two of three are gone for good: the third begins anew with all that it has, also what no
+/// majority had, and grows again. The gone ones come back and change nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_is_begun_anew_by_the_one_that_is_left() {
+    let mut cluster = Cluster::voting(fast()).await;
+    for number in 0..50 {
+        cluster.propose(payload(number)).await;
+    }
+    cluster.converged(50).await;
+    let left = cluster.leader().await;
+    let lost: Vec<usize> = (0..3).filter(|place| *place != left).collect();
+    for place in &lost {
+        cluster.stop(*place).await;
+    }
+    // Taken by a leader that has lost its majority, and never acknowledged.
+    let (sender, answered) = tokio::sync::oneshot::channel();
+    let group = cluster.nodes[left].group().clone();
+    let done = move |outcome| drop(sender.send(outcome));
+    group.propose(payload(50), done).await;
+    group.decided().await;
+    let term = group.status().term;
+    drop(group);
+    cluster.stop(left).await;
+    // Not even taken, if it had noticed already that nobody answers.
+    let count = match answered.await {
+        Ok(Outcome::NotReady | Outcome::NotLeader { .. }) => 50,
+        Ok(Outcome::Unknown) | Err(_) => 51,
+        Ok(other) => panic!("{other:?}"),
+    };
+
+    let new = ReplicaId(900);
+    let first = cluster.rebuild(left, new).await;
+    let again = cluster.rebuild(left, new).await;
+    assert_eq!(first, again, "it was begun twice");
+    cluster.run(left).await;
+    let leader = cluster.leader().await;
+    assert_eq!(leader, left);
+    let all = || cluster.nodes[left].payloads();
+    until("all of the log", || all().len() == count).await;
+    assert_eq!(all(), payloads(0..count));
+    let status = cluster.nodes[left].group().status();
+    assert_eq!(status.voters, [cluster.nodes[left].me]);
+    assert!(status.term > term + 1_000, "{status:?}");
+
+    // The gone ones elect one of themselves; what they say reaches no member of the group.
+    for place in &lost {
+        cluster.run(*place).await;
+    }
+    cluster.leader_except(left).await;
+    assert!(cluster.nodes[left].group().leadership().borrow().me_leading);
+    for place in &lost {
+        cluster.stop(*place).await;
+    }
+
+    cluster.propose(payload(count)).await;
+    let added = cluster.add_node().await;
+    let me = cluster.nodes[added].me;
+    let group = cluster.nodes[left].group().clone();
+    let learner = MemberChange::AddLearner(me);
+    group.change_members(learner, config(&group)).await.unwrap();
+    until("the new one has all", || {
+        cluster.nodes[added].payloads().len() == count + 1
+    })
+    .await;
+    let voters = vec![cluster.nodes[left].me, me];
+    let change = MemberChange::Voters {
+        voters,
+        retain: false,
+    };
+    group.change_members(change, config(&group)).await.unwrap();
+    cluster.propose(payload(count + 1)).await;
+    let all = cluster.converged(count + 2).await;
+    assert_eq!(all, payloads(0..count + 2));
+    cluster.end().await;
+}

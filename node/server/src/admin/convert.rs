@@ -1,6 +1,7 @@
 //! Between the core's words and those of `carillon.admin.v1`.
 
 use carillon_core::map::{DrainPurpose, Policy, PolicyChange, Split, Standing};
+use carillon_core::placement::Zone;
 use carillon_proto::admin as proto;
 use carillon_proto::admin::SetPolicyRequest;
 
@@ -42,6 +43,7 @@ pub(super) fn policy_to_proto(policy: &Policy) -> proto::Policy {
         balance: policy.balance,
         shard_gib_max: policy.shard_gib_max,
         shard_commands_per_s_max: policy.shard_commands_per_s_max,
+        leader_zone: policy.leader_zone.0.clone(),
     }
 }
 
@@ -68,5 +70,6 @@ pub(super) fn policy_change(request: &SetPolicyRequest) -> PolicyChange {
         balance: request.balance,
         shard_gib_max: request.shard_gib_max,
         shard_commands_per_s_max: request.shard_commands_per_s_max,
+        leader_zone: request.leader_zone.clone().map(Zone),
     }
 }

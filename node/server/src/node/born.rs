@@ -39,7 +39,8 @@ impl Node {
                 continue;
             }
             if let Some(local) = known.get(&shard) {
-                if local.presence == Presence::Live && local.slots != slots {
+                let here = matches!(local.presence, Presence::Live | Presence::Rebuilding);
+                if here && local.slots != slots {
                     kept.push((shard, LocalReplica { slots, ..*local }));
                     if let Some(replica) = self.cluster().replica(shard) {
                         replica.on_split();

@@ -5,7 +5,8 @@
 //!
 //! Invariants: a replica's record is durable before the replica starts, so what is on the disk
 //! is never taken for another one's. A replica whose deletion was begun never starts again,
-//! and neither does an older one of its shard: its votes are gone. Replica ids grow, so the
+//! and neither does an older one of its shard: its votes are gone. Nor does one start of which
+//! a newer one is being made. Replica ids grow, so the
 //! last one of each shard tells.
 
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ pub enum Presence {
     Leaving = 2,
     /// It is gone.
     Gone = 3,
+    /// It is being made of the one that was here before, whose state and log it takes.
+    Rebuilding = 4,
 }
 
 /// The last replica of a shard on this disk.
@@ -131,6 +134,7 @@ fn decode(mut record: Bytes) -> Option<BTreeMap<ShardId, LocalReplica>> {
             1 => Presence::Live,
             2 => Presence::Leaving,
             3 => Presence::Gone,
+            4 => Presence::Rebuilding,
             _ => return None,
         };
         if first > last || last >= SLOTS {
@@ -172,6 +176,7 @@ mod tests {
         let all: BTreeMap<ShardId, LocalReplica> = [
             (ShardId(1), replica(11, Presence::Live)),
             (ShardId(2), replica(12, Presence::Leaving)),
+            (ShardId(3), replica(13, Presence::Rebuilding)),
             (ShardId(4095), replica(u64::MAX, Presence::Gone)),
         ]
         .into();

@@ -21,10 +21,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use carillon_core::ids::ShardId;
+use carillon_core::ids::{NodeId, ReplicaId, ShardId};
 use carillon_core::steering::Wait;
-use carillon_log::LogEngine;
-use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogRecord};
+use carillon_log::{GroupId, LogEngine};
+use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogEnd, LogRecord};
 use carillon_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -44,7 +44,7 @@ use crate::peer::snapshot::prepare_directory;
 use crate::router::Router;
 use crate::shard::beat::Beat;
 use crate::shard::{Replica, Services};
-use local::LocalReplicas;
+use local::{LocalReplicas, Presence};
 use serve::{serve_clients, serve_peers};
 use steering::Sight;
 
@@ -75,7 +75,11 @@ pub struct Node {
     sight: tokio::sync::Mutex<Sight>,
     /// What the steering waits for.
     waits: Mutex<Vec<Wait>>,
+    /// Nodes that the steering did not hear at its last look, and for how long, milliseconds.
+    silent: Mutex<Vec<(NodeId, u64)>>,
     ready: watch::Sender<bool>,
+    /// The meta group has confirmed the map, so that replicas may run.
+    confirmed: AtomicBool,
     /// Made at random when this process started.
     run: u64,
     /// Somebody wants this process to begin anew.
@@ -214,7 +218,9 @@ impl Node {
             stopping: AtomicBool::new(false),
             sight: tokio::sync::Mutex::default(),
             waits: Mutex::default(),
+            silent: Mutex::default(),
             ready: watch::Sender::new(false),
+            confirmed: AtomicBool::new(false),
             run: rand::random(),
             restart: Notify::new(),
             slots_changed: Arc::default(),
@@ -254,6 +260,21 @@ impl Node {
     /// Who this node is.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// Where the log of a replica here ends, with its number; none when there is none. Also of
+    /// one that does not run.
+    pub async fn log_end(&self, shard: ShardId) -> anyhow::Result<Option<(ReplicaId, LogEnd)>> {
+        let Some(local) = self.local.all().get(&shard).copied() else {
+            return Ok(None);
+        };
+        if !matches!(local.presence, Presence::Live | Presence::Rebuilding) {
+            return Ok(None);
+        }
+        let log = self.log.group(GroupId(shard.0));
+        let applied = self.store.applied()?.remove(&shard);
+        let end = carillon_raft::log_end(log, applied).await?;
+        Ok(Some((local.replica_id, end)))
     }
 
     /// Flushes the state of the node and purges one shard's log up to it.

@@ -1,6 +1,8 @@
 //! The replicas of a node: the meta group first, which knows the shard map, then the shards
 //! that the map, or a move, places here. A replica that is named by neither any more is
-//! deleted, with its log. What a split has made here (`born`) becomes a replica too.
+//! deleted, with its log. What a split has made here (`born`) becomes a replica too. One that a
+//! shard is to be made anew of gets its new number. Nothing of it is begun before the meta group has confirmed the map: who was away may have been given
+//! up, and its groups begun anew by others.
 //!
 //! Owner of no state: replicas are kept by the [`Cluster`](crate::cluster::Cluster), what the
 //! disk has by [`LocalReplicas`](super::local::LocalReplicas).
@@ -121,6 +123,7 @@ impl Node {
 
     /// Starts and deletes replicas as the map and the moves say, as they become known.
     pub(super) async fn follow_map(self: Arc<Self>) {
+        self.confirm_map().await;
         let mut changes = self.cluster().watch_meta();
         loop {
             let meta = changes.borrow_and_update().clone();
@@ -136,11 +139,39 @@ impl Node {
         }
     }
 
+    /// Waits until this node has the map that the meta group had after this process started. On
+    /// a disk without replicas there is nothing to keep from starting.
+    async fn confirm_map(&self) {
+        let held = self.local.all();
+        if held.values().all(|local| local.presence == Presence::Gone) {
+            self.confirmed.store(true, Ordering::Release);
+            return;
+        }
+        loop {
+            let meta = self.cluster().meta();
+            if let Some(node) = self.identity.registered(&meta) {
+                // Changes nothing, or what has to change anyhow. The answer comes from the log.
+                let command = MetaCommand::UpdateNode { node };
+                let deadline = tokio::time::Instant::now() + TRY_TIMEOUT;
+                if let Ok(MetaReply::Updated { epoch, .. }) =
+                    self.services.router.meta(command, deadline).await
+                {
+                    let mut known = self.cluster().watch_meta();
+                    // An error only says that the node ends.
+                    let _ = known.wait_for(|meta| meta.map.epoch >= epoch).await;
+                    self.confirmed.store(true, Ordering::Release);
+                    return;
+                }
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
     /// True when something was deleted.
     async fn follow(self: &Arc<Self>, meta: &MetaState) -> bool {
         let duties = duties(meta, self.config.node(), &self.local.all());
         let begun = duties.iter().filter_map(|(shard, duty)| match duty {
-            Duty::Run(local) => Some((*shard, *local)),
+            Duty::Run(local) | Duty::Rebuild(local) => Some((*shard, *local)),
             Duty::Delete(_) => None,
         });
         if let Err(error) = self.record(begun.collect()).await {
@@ -151,6 +182,7 @@ impl Node {
             let done = match duty {
                 Duty::Run(_) if self.cluster().replica(shard).is_some() => Ok(()),
                 Duty::Run(local) => self.start_shard(meta, shard, local).await,
+                Duty::Rebuild(local) => self.rebuild_shard(meta, shard, local).await,
                 Duty::Delete(local) => {
                     deleted = true;
                     self.delete_shard(shard, local).await
@@ -282,6 +314,45 @@ impl Node {
         Ok(())
     }
 
+    /// Makes the replica `local` of the one that was here, which stops for good: the log and the
+    /// state are the new one's. Begun again after a crash.
+    async fn rebuild_shard(
+        self: &Arc<Self>,
+        meta: &MetaState,
+        shard: ShardId,
+        local: LocalReplica,
+    ) -> anyhow::Result<()> {
+        carillon_log::failpoint::hit("node.rebuild.begun");
+        if let Some(replica) = self.cluster().remove_replica(shard) {
+            replica.retire().await;
+        }
+        let me = Member {
+            replica: local.replica_id,
+            node: self.config.node(),
+        };
+        let applied = self.store.shard(shard, local.slots)?.applied().cloned();
+        let log = self.log.group(GroupId(shard.0));
+        let end = carillon_raft::rebuild(shard, me, log, applied).await?;
+        carillon_log::failpoint::hit("node.rebuild.log_begun");
+        let live = LocalReplica {
+            presence: Presence::Live,
+            ..local
+        };
+        self.record(vec![(shard, live)]).await?;
+        carillon_log::failpoint::hit("node.rebuild.recorded");
+        tracing::warn!(
+            shard = shard.0,
+            replica = local.replica_id.0,
+            index = end.index,
+            term = end.term,
+            "the shard is begun anew from the replica that was here"
+        );
+        self.start_shard(meta, shard, live).await?;
+        self.services.router.on_leader_changed(shard);
+        self.services.gateway.on_leader_changed(shard);
+        Ok(())
+    }
+
     async fn start_group(
         &self,
         shard: ShardId,
@@ -331,6 +402,8 @@ impl Node {
 enum Duty {
     /// Run this replica.
     Run(LocalReplica),
+    /// Make this replica of the one that is here, and run it.
+    Rebuild(LocalReplica),
     /// Delete it.
     Delete(LocalReplica),
 }
@@ -346,10 +419,20 @@ fn duties(
     let mut duties = BTreeMap::new();
     for (shard, local) in local {
         let named = meta.names_replica(*shard, local.replica_id);
-        let duty = match local.presence {
-            Presence::Live if named || epoch <= local.since => Duty::Run(*local),
-            Presence::Live | Presence::Leaving => Duty::Delete(*local),
-            Presence::Gone => continue,
+        let stays = named || epoch <= local.since;
+        let recovery = meta.recoveries.get(shard);
+        let survivor = recovery.filter(|recovery| recovery.from.replica_id == local.replica_id);
+        let duty = match (local.presence, survivor) {
+            (Presence::Live, Some(recovery)) => Duty::Rebuild(LocalReplica {
+                replica_id: recovery.to.replica_id,
+                since: epoch,
+                presence: Presence::Rebuilding,
+                ..*local
+            }),
+            (Presence::Live, None) if stays => Duty::Run(*local),
+            (Presence::Rebuilding, _) if stays => Duty::Rebuild(*local),
+            (Presence::Live | Presence::Rebuilding | Presence::Leaving, _) => Duty::Delete(*local),
+            (Presence::Gone, _) => continue,
         };
         duties.insert(*shard, duty);
     }
@@ -359,6 +442,11 @@ fn duties(
             continue;
         };
         let newer = |local: &LocalReplica| wanted.replica_id > local.replica_id;
+        // Made of what is here or of nothing.
+        let recovery = meta.recoveries.get(&shard);
+        if recovery.is_some_and(|recovery| recovery.to == wanted) {
+            continue;
+        }
         if !duties.contains_key(&shard) && local.get(&shard).is_none_or(newer) {
             let replica = LocalReplica {
                 replica_id: wanted.replica_id,
@@ -397,7 +485,7 @@ pub(super) fn meta_member(node: NodeId) -> Member {
 mod tests {
     use carillon_core::ids::Epoch;
     use carillon_core::map::{
-        Move, MoveId, MoveReason, MoveStep, Replica as Placed, ShardMap, initial_map,
+        Move, MoveId, MoveReason, MoveStep, Recovery, Replica as Placed, ShardMap, initial_map,
     };
     use carillon_core::placement::Zone;
     use carillon_core::{TimestampMs, map::NodeInfo};
@@ -462,6 +550,7 @@ mod tests {
         let duty = duties(meta, ME, local).remove(&SHARD)?;
         Some(match duty {
             Duty::Run(replica) => ('r', replica.replica_id.0),
+            Duty::Rebuild(replica) => ('b', replica.replica_id.0),
             Duty::Delete(replica) => ('d', replica.replica_id.0),
         })
     }
@@ -507,6 +596,43 @@ mod tests {
                 Some(('d', 40))
             );
         }
+    }
+
+    #[test]
+    fn the_replica_that_is_left_gets_its_new_number_and_only_that_runs() {
+        let mut meta = with_replica(9, 40);
+        let from = Placed {
+            replica_id: ReplicaId(2),
+            node_id: ME,
+        };
+        let to = Placed {
+            replica_id: ReplicaId(40),
+            ..from
+        };
+        let recovery = Recovery {
+            shard_id: SHARD,
+            from,
+            to,
+            others: Vec::new(),
+            started_at: TimestampMs(1),
+        };
+        meta.recoveries.insert(SHARD, recovery);
+        assert_eq!(duty(&meta, &local(2, 1, Presence::Live)), Some(('b', 40)));
+        // Begun, then a crash; the map found after it is as old as the one before, or newer.
+        let begun = local(40, 9, Presence::Rebuilding);
+        for epoch in [8, 9] {
+            let found = with_replica(epoch, 2);
+            assert_eq!(duty(&found, &begun), Some(('b', 40)), "epoch {epoch}");
+        }
+        assert_eq!(duty(&meta, &begun), Some(('b', 40)));
+        assert_eq!(duty(&meta, &local(40, 9, Presence::Live)), Some(('r', 40)));
+        // It is never made of nothing, nor of what was deleted.
+        assert_eq!(duty(&meta, &BTreeMap::new()), None);
+        assert_eq!(duty(&meta, &local(2, 1, Presence::Gone)), None);
+        assert_eq!(duty(&meta, &local(2, 1, Presence::Leaving)), Some(('d', 2)));
+        // Given up while it was made.
+        let away = with_replica(10, 0);
+        assert_eq!(duty(&away, &begun), Some(('d', 40)));
     }
 
     #[test]

@@ -10,10 +10,13 @@ use carillon_core::ids::ShardId;
 use carillon_core::map::META_SHARD;
 use carillon_proto::admin::replica_status::Role as RoleStatus;
 use carillon_proto::admin::{NodeStatus, ReplicaStatus};
-use carillon_proto::internal::{FollowerStatus, GroupStatus, ShardReplica, StatusResponse};
+use carillon_proto::internal::{
+    FollowerStatus, GroupStatus, ShardReplica, SilentNode, StatusResponse,
+};
 use carillon_raft::{Member, Role};
 
 use super::{Node, RETRY_INTERVAL};
+use crate::files::Disk;
 use crate::metrics::Observed;
 use crate::peer::group::{config_to_proto, member_to_proto};
 use crate::shard::Replica;
@@ -35,6 +38,9 @@ impl Node {
             return Some(format!(
                 "belongs to cluster {cluster}, waits for its shard map"
             ));
+        }
+        if !self.confirmed.load(Ordering::Acquire) {
+            return Some("waits for the meta group to confirm the shard map".to_owned());
         }
         let leaderless: Vec<u32> = meta
             .map
@@ -140,6 +146,7 @@ impl Node {
     pub fn status(&self) -> StatusResponse {
         let replicas = self.cluster().replicas();
         let (log, store) = (self.log.stats(), self.store.stats());
+        let disk = Disk::of(&self.config.data_dir).ok();
         let node = NodeStatus {
             node_id: self.config.node_id,
             client_address: self.config.client_address(),
@@ -159,7 +166,7 @@ impl Node {
             state_bytes: store.table_bytes + store.memtable_bytes,
             log_bytes: log.segments * self.config.log.segment_bytes,
             draining: self.stopping.load(Ordering::Acquire),
-            // Of the registry; whoever answers an operator adds them.
+            // Of the registry; whoever answers an operator adds them, and two more below.
             standing: 0,
             replicas_placed: 0,
             zone: String::new(),
@@ -167,6 +174,10 @@ impl Node {
             deliveries: self.services.gateway.metrics().deliveries(),
             entries_proposed: self.services.metrics.entries_proposed(),
             run: self.run,
+            disk_bytes: disk.map_or(0, |disk| disk.bytes),
+            disk_free_bytes: disk.map_or(0, |disk| disk.free_bytes),
+            silent_ms: 0,
+            capacity_bytes: 0,
         };
         let replicas = replicas
             .iter()
@@ -177,6 +188,14 @@ impl Node {
             replicas,
             waits: self.steering_waits(),
             sending: self.outgoing.progress(),
+            silent: {
+                let silent = self.silent.lock();
+                let silent = silent.iter().map(|(node, silent_ms)| SilentNode {
+                    node_id: node.0,
+                    silent_ms: *silent_ms,
+                });
+                silent.collect()
+            },
         }
     }
 

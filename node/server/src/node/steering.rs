@@ -11,7 +11,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
-use carillon_core::map::{ConfigVersion, DrainPurpose, META_SHARD, MetaCommand, MetaReply};
+use carillon_core::map::{
+    ConfigVersion, DrainPurpose, META_SHARD, MetaCommand, MetaReply, MetaState,
+};
 use carillon_core::steering::{
     FollowerSeen, LOAD_STEP_PER_SECOND, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step,
     drain_danger, drain_status, plan,
@@ -103,12 +105,15 @@ impl Node {
             let Some(meta_group) = self.leads_meta().await else {
                 *self.sight.lock().await = Sight::default();
                 self.waits.lock().clear();
+                self.silent.lock().clear();
                 continue;
             };
             changes.borrow_and_update();
             // Read before anything is looked at, as the plan wants it.
             let meta = self.cluster().meta();
-            let seen = self.look(&meta_group).await;
+            let seen = self.look(&meta, &meta_group).await;
+            let silent = seen.nodes.iter().filter(|(_, node)| !node.up);
+            *self.silent.lock() = silent.map(|(id, node)| (*id, node.silent_ms)).collect();
             let Plan { steps, waits } = plan(&meta, &seen);
             *self.waits.lock() = waits;
             for step in steps {
@@ -138,7 +143,7 @@ impl Node {
     pub async fn drain(&self, request: GetDrainRequest) -> Option<GetDrainResponse> {
         let meta_group = self.leads_meta().await?;
         let (meta, node) = (self.cluster().meta(), NodeId(request.node_id));
-        let seen = self.look(&meta_group).await;
+        let seen = self.look(&meta, &meta_group).await;
         let purpose = match request.purpose() {
             Standing::DrainingForRestart => Some(DrainPurpose::Restart),
             Standing::DrainingForRemoval => Some(DrainPurpose::Removal),
@@ -172,7 +177,7 @@ impl Node {
         matches!(confirmed.await, Ok(Ok(()))).then_some(replica)
     }
 
-    async fn look(&self, meta_group: &Replica) -> Seen {
+    async fn look(&self, meta: &MetaState, meta_group: &Replica) -> Seen {
         let mut statuses = self.calls.statuses().await;
         statuses.insert(self.config.node(), Some(self.status()));
         let now = Instant::now();
@@ -188,6 +193,12 @@ impl Node {
                 let Some((term, seen)) = shard_seen(*node, replica) else {
                     continue;
                 };
+                // Who is left of a group that is begun anew may still believe that it leads.
+                let recovery = meta.recoveries.get(&shard);
+                let new = recovery.map(|recovery| recovery.to.replica_id.0);
+                if new.is_some() && new != replica.status.map(|status| status.replica_id) {
+                    continue;
+                }
                 // One that was away may still believe that it leads.
                 if shard != META_SHARD && led.get(&shard).is_none_or(|known| known.0 < term) {
                     led.insert(shard, (term, seen));

@@ -3,6 +3,7 @@
 
 use carillon_core::ids::{NodeId, ReplicaId};
 use carillon_core::map::{ConfigVersion, Replica};
+use carillon_proto::admin::LogPosition;
 use carillon_proto::internal::{GroupConfig, GroupMember};
 use carillon_raft::{Member, Position};
 
@@ -35,6 +36,15 @@ pub fn member_of(replica: &Replica) -> Member {
     Member {
         replica: replica.replica_id,
         node: replica.node_id,
+    }
+}
+
+/// Where a log ends, for another node and for people.
+pub fn log_position_to_proto(position: Position) -> LogPosition {
+    LogPosition {
+        term: position.term,
+        leader_replica_id: position.leader.0,
+        index: position.index,
     }
 }
 

@@ -9,9 +9,7 @@
 //! bytes. Nothing of the shard changes before every file has arrived and its CRC is right, which
 //! the store checks.
 
-use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +25,7 @@ use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
 use super::snapshot::{FILE_BYTES_TARGET, ReceivedSnapshot, new_directory};
+use crate::files::Disk;
 use crate::gateway::errors::Failure;
 
 /// Files of one snapshot.
@@ -155,7 +154,7 @@ impl SnapshotInbox {
             all: Arc::clone(&self.promised_bytes),
         };
         if bytes > 0 {
-            let free = free_bytes(&self.directory).map_err(disk)?;
+            let free = Disk::of(&self.directory).map_err(disk)?.free_bytes;
             let room = free.saturating_sub(DISK_RESERVE_BYTES);
             within("snapshot_disk_bytes_max", room, promised)?;
         }
@@ -224,19 +223,6 @@ async fn file(
         first_key: announced.first_key.clone(),
         last_key: announced.last_key.clone(),
     })
-}
-
-/// Bytes that this process may still write to the file system of a directory.
-#[expect(unsafe_code, reason = "the standard library cannot say it")]
-fn free_bytes(directory: &Path) -> io::Result<u64> {
-    let path = CString::new(directory.as_os_str().as_bytes())?;
-    // SAFETY: all fields are integers, for which zero is a value.
-    let mut told: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a NUL, and the other pointer is to a whole `statvfs`.
-    if unsafe { libc::statvfs(path.as_ptr(), &raw mut told) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(told.f_bavail.saturating_mul(told.f_frsize))
 }
 
 #[cfg(test)]

@@ -136,7 +136,9 @@ async fn what_is_received_is_what_was_announced() {
 async fn room_on_the_disk_is_promised_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let inbox = SnapshotInbox::new(directory.path().to_owned());
-    let free = free_bytes(directory.path()).expect("a file system");
+    let free = Disk::of(directory.path())
+        .expect("a file system")
+        .free_bytes;
     let room = free.saturating_sub(DISK_RESERVE_BYTES);
     assert!(room > 0, "this test needs some free disk space");
 

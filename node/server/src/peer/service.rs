@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_core::command::BatchReader;
 use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::map::{JoinToken, MetaCommand, MetaRefusal, MetaReply, NodeInfo};
 use carillon_core::placement::Zone;
@@ -14,15 +15,15 @@ use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     ChangeMembersRequest, ChangeMembersResponse, ChecksumRequest, ChecksumResponse, FlushRequest,
     FlushResponse, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse, JoinRequest,
-    JoinResponse, KnownNode, Packet, RestartRequest, RestartResponse, SnapshotChunk,
-    SplitShardRequest, SplitShardResponse, StartChecksumResponse, StatusRequest, StatusResponse,
-    TransferRequest, TransferResponse,
+    JoinResponse, KnownNode, LogEndRequest, LogEndResponse, Packet, RestartRequest,
+    RestartResponse, SnapshotChunk, SplitShardRequest, SplitShardResponse, StartChecksumResponse,
+    StatusRequest, StatusResponse, TransferRequest, TransferResponse,
 };
 use carillon_raft::MemberChange;
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::group::{config_from_proto, member_from_proto};
+use super::group::{config_from_proto, log_position_to_proto, member_from_proto};
 use super::receive::{self, SnapshotInbox};
 use super::{LinkKind, Peers};
 use crate::node::Node;
@@ -210,6 +211,27 @@ impl Peer for PeerService {
             .await
             .map_err(|error| Status::failed_precondition(error.to_string()))?;
         Ok(Response::new(TransferResponse {}))
+    }
+
+    async fn log_end(
+        &self,
+        request: Request<LogEndRequest>,
+    ) -> Result<Response<LogEndResponse>, Status> {
+        let (_, LogEndRequest { shard_id }) = self.admitted(request)?;
+        let found = self.node.log_end(ShardId(shard_id)).await;
+        let found = found.map_err(|error| Status::internal(format!("{error:#}")))?;
+        let (replica, end) = found.ok_or_else(|| {
+            Status::not_found(format!("shard {shard_id} has no replica on this node"))
+        })?;
+        let payload = end
+            .payload
+            .and_then(|payload| BatchReader::new(payload).ok());
+        Ok(Response::new(LogEndResponse {
+            replica_id: replica.0,
+            last: end.last.map(log_position_to_proto),
+            committed: end.committed.map(log_position_to_proto),
+            last_at_ms: payload.map_or(0, |batch| batch.at().0),
+        }))
     }
 
     async fn restart(

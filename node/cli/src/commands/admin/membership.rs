@@ -335,7 +335,7 @@ fn split_json(split: &proto::Split) -> Value {
 }
 
 /// How much of the snapshot is sent, how fast, and how long the rest takes at that.
-fn sent(running: &proto::Move) -> String {
+pub fn sent(running: &proto::Move) -> String {
     let (sent, total) = (running.snapshot_bytes_sent, running.snapshot_bytes_total);
     if total == 0 {
         return "-".to_owned();
@@ -356,7 +356,7 @@ fn sent(running: &proto::Move) -> String {
     )
 }
 
-fn move_json(running: &proto::Move) -> Value {
+pub fn move_json(running: &proto::Move) -> Value {
     json!({
         "move_id": running.move_id,
         "shard_id": running.shard_id,
@@ -377,13 +377,18 @@ pub async fn events(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     let events = events.context("could not list the events")?;
     if output == Output::Json {
         let list = events.iter();
-        let list = list.map(|event| json!({ "at_ms": event.at_ms, "text": event.text }));
+        let list =
+            list.map(|event| json!({ "at_ms": event.at_ms, "by": event.by, "text": event.text }));
         let list: Vec<Value> = list.collect();
         return Ok(output::json(&json!({ "events": list }))?);
     }
-    let mut table = output::table(&["when", "what"]);
+    let mut table = output::table(&["when", "who", "what"]);
     for event in &events {
-        table.add_row([present::moment(event.at_ms), event.text.clone()]);
+        table.add_row([
+            present::moment(event.at_ms),
+            present::printable(&event.by),
+            present::printable(&event.text),
+        ]);
     }
     Ok(output::show(&table)?)
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::arguments::Output;
 use crate::output;
+use crate::present;
 
 /// What is given is changed, the rest stays.
 #[derive(Debug, Args)]
@@ -39,6 +40,9 @@ pub struct PolicyArguments {
     /// A shard that applies more commands per second is split [100 to 1000000]; 0: none.
     #[arg(long, value_name = "COUNT")]
     shard_commands_per_s_max: Option<u32>,
+    /// The zone that shards are led from while it has healthy nodes; '' for none.
+    #[arg(long, value_name = "ZONE")]
+    leader_zone: Option<String>,
 }
 
 /// Carries it out.
@@ -57,6 +61,7 @@ pub async fn run(
         balance: arguments.balance,
         shard_gib_max: arguments.shard_gib_max,
         shard_commands_per_s_max: arguments.shard_commands_per_s_max,
+        leader_zone: arguments.leader_zone.clone(),
     };
     let policy = if change == proto::SetPolicyRequest::default() {
         let policy = admin.get_policy().await;
@@ -80,6 +85,7 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "balance": policy.balance,
             "shard_gib_max": policy.shard_gib_max,
             "shard_commands_per_s_max": policy.shard_commands_per_s_max,
+            "leader_zone": policy.leader_zone,
         }))?);
     }
     let mut table = output::table(&["policy", "value", "means"]);
@@ -128,6 +134,14 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "shard-commands-per-s-max",
             policy.shard_commands_per_s_max.to_string(),
             "a shard that applies more is split; 0: none",
+        ),
+        (
+            "leader-zone",
+            match policy.leader_zone.as_str() {
+                "" => "-".to_owned(),
+                zone => present::printable(zone),
+            },
+            "shards are led from there while it has healthy nodes",
         ),
     ] {
         table.add_row([name, value.as_str(), means]);

@@ -4,12 +4,17 @@ use bytes::{BufMut, BytesMut};
 
 use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
-use crate::ids::{Epoch, NodeId, ShardId, TimestampMs};
+use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    ConfigVersion, JoinToken, MetaCommand, MoveId, MoveReason, NodeInfo, PolicyChange,
-    ShardDescriptor, SplitReason, Standing,
+    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MoveId, MoveReason, NodeInfo,
+    PolicyChange, ShardDescriptor, SplitReason, Standing,
 };
 use crate::records::{read_option, write_option};
+
+/// The tag of a command that somebody wants.
+const BY: u8 = 17;
+/// The tag of a change of the policy that names something which the first version had not.
+const POLICY_WITH_LATER: u8 = 18;
 
 fn write_leaders(out: &mut BytesMut, leaders: &[(ShardId, NodeId)]) {
     put_varint(out, leaders.len() as u64);
@@ -60,9 +65,13 @@ impl MetaCommand {
                 put_signed(out, at.0);
             }
             MetaCommand::SetPolicy { change, at } => {
-                out.put_u8(5);
+                let later = change.has_later();
+                out.put_u8(if later { POLICY_WITH_LATER } else { 5 });
                 change.write(out);
                 put_signed(out, at.0);
+                if later {
+                    change.write_later(out);
+                }
             }
             MetaCommand::SetStanding {
                 node_id,
@@ -127,6 +136,28 @@ impl MetaCommand {
                 put_varint(out, move_id.0);
                 put_signed(out, at.0);
             }
+            MetaCommand::RecoverShard {
+                shard_id,
+                survivor,
+                last,
+                at,
+            } => {
+                out.put_u8(15);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, survivor.0);
+                last.write(out);
+                put_signed(out, at.0);
+            }
+            MetaCommand::FinishRecovery {
+                shard_id,
+                replica_id,
+                at,
+            } => {
+                out.put_u8(16);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, replica_id.0);
+                put_signed(out, at.0);
+            }
             MetaCommand::StartSplit {
                 shard_id,
                 slot,
@@ -134,7 +165,7 @@ impl MetaCommand {
                 epoch,
                 at,
             } => {
-                out.put_u8(15);
+                out.put_u8(19);
                 put_varint(out, u64::from(shard_id.0));
                 put_varint(out, u64::from(slot.0));
                 out.put_u8(*reason as u8);
@@ -142,15 +173,33 @@ impl MetaCommand {
                 put_signed(out, at.0);
             }
             MetaCommand::FinishSplit { new_shard_id, at } => {
-                out.put_u8(16);
+                out.put_u8(20);
                 put_varint(out, u64::from(new_shard_id.0));
                 put_signed(out, at.0);
+            }
+            MetaCommand::By { by, command } => {
+                out.put_u8(BY);
+                put_text(out, &by.0);
+                command.write(out);
             }
         }
     }
 
-    pub(super) fn read(reader: &mut Reader<'_>, version: u8) -> Result<Self, Corrupt> {
-        Ok(match reader.u8()? {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        match reader.u8()? {
+            BY => {
+                let by = Actor(reader.text()?);
+                // Never nested: bytes that say so end here, not on the stack.
+                let tag = reader.u8()?;
+                let command = Box::new(Self::read_tagged(tag, reader)?);
+                Ok(MetaCommand::By { by, command })
+            }
+            tag => Self::read_tagged(tag, reader),
+        }
+    }
+
+    fn read_tagged(tag: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(match tag {
             1 => MetaCommand::CreateCluster {
                 cluster_id: reader.text()?,
                 cluster_name: reader.text()?,
@@ -173,7 +222,7 @@ impl MetaCommand {
                 at: TimestampMs(reader.signed()?),
             },
             5 => MetaCommand::SetPolicy {
-                change: PolicyChange::read(reader, version)?,
+                change: PolicyChange::read(reader)?,
                 at: TimestampMs(reader.signed()?),
             },
             6 => MetaCommand::SetStanding {
@@ -217,15 +266,32 @@ impl MetaCommand {
                 move_id: MoveId(reader.varint()?),
                 at: TimestampMs(reader.signed()?),
             },
-            15 => MetaCommand::StartSplit {
+            POLICY_WITH_LATER => {
+                let mut change = PolicyChange::read(reader)?;
+                let at = TimestampMs(reader.signed()?);
+                change.read_later(reader)?;
+                MetaCommand::SetPolicy { change, at }
+            }
+            19 => MetaCommand::StartSplit {
                 shard_id: ShardId(reader.varint32()?),
                 slot: read_slot(reader)?,
                 reason: SplitReason::read(reader)?,
                 epoch: read_option(reader, |reader| reader.varint().map(Epoch))?,
                 at: TimestampMs(reader.signed()?),
             },
-            16 => MetaCommand::FinishSplit {
+            20 => MetaCommand::FinishSplit {
                 new_shard_id: ShardId(reader.varint32()?),
+                at: TimestampMs(reader.signed()?),
+            },
+            15 => MetaCommand::RecoverShard {
+                shard_id: ShardId(reader.varint32()?),
+                survivor: ReplicaId(reader.varint()?),
+                last: LogPosition::read(reader)?,
+                at: TimestampMs(reader.signed()?),
+            },
+            16 => MetaCommand::FinishRecovery {
+                shard_id: ShardId(reader.varint32()?),
+                replica_id: ReplicaId(reader.varint()?),
                 at: TimestampMs(reader.signed()?),
             },
             _ => return Err(reader.corrupt("the command is unknown")),

@@ -1,22 +1,36 @@
-//! The binary forms of events: when, then a tag and the fields of what happened.
+//! The binary forms of events: when, who, then a tag and the fields of what happened. Before
+//! version 2 of the meta group's state nobody knew who.
 
 use bytes::{BufMut, BytesMut};
 
-use super::{read_node_id, read_slot, write_node};
+use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
-use crate::ids::{ShardId, TimestampMs};
-use crate::map::{Event, EventKind, MoveId, MoveReason, SplitReason, Standing};
-use crate::records::read_option;
+use crate::ids::{ReplicaId, ShardId, TimestampMs};
+use crate::map::{
+    Actor, Event, EventKind, LogPosition, MoveId, MoveReason, Replica, SplitReason, Standing,
+};
+use crate::records::{read_option, write_option};
 
 impl Event {
     pub(super) fn write(&self, out: &mut BytesMut) {
         put_signed(out, self.at.0);
+        write_option(out, self.by.as_ref(), |by, out| put_text(out, &by.0));
         self.what.write(out);
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
         Ok(Event {
             at: TimestampMs(reader.signed()?),
+            by: read_option(reader, |reader| Ok(Actor(reader.text()?)))?,
+            what: EventKind::read(reader)?,
+        })
+    }
+
+    /// As version 1 of the meta group's state has it.
+    pub(super) fn read_v1(reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Event {
+            at: TimestampMs(reader.signed()?),
+            by: Some(Actor::unknown()),
             what: EventKind::read(reader)?,
         })
     }
@@ -87,7 +101,7 @@ impl EventKind {
                 slot,
                 reason,
             } => {
-                out.put_u8(10);
+                out.put_u8(12);
                 put_varint(out, u64::from(shard_id.0));
                 put_varint(out, u64::from(new_shard_id.0));
                 put_varint(out, u64::from(slot.0));
@@ -97,11 +111,33 @@ impl EventKind {
                 shard_id,
                 new_shard_id,
             } => {
-                out.put_u8(11);
+                out.put_u8(13);
                 put_varint(out, u64::from(shard_id.0));
                 put_varint(out, u64::from(new_shard_id.0));
             }
             EventKind::JoinTokenRotated => out.put_u8(9),
+            EventKind::RecoveryStarted {
+                shard_id,
+                from,
+                to,
+                last,
+                lost,
+            } => {
+                out.put_u8(10);
+                put_varint(out, u64::from(shard_id.0));
+                from.write(out);
+                put_varint(out, to.0);
+                last.write(out);
+                write_list(out, lost, |node, out| put_varint(out, node.0));
+            }
+            EventKind::RecoveryFinished {
+                shard_id,
+                replica_id,
+            } => {
+                out.put_u8(11);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, replica_id.0);
+            }
         }
     }
 
@@ -138,17 +174,28 @@ impl EventKind {
                 reason: MoveReason::read(reader)?,
             },
             8 => EventKind::PolicyChanged,
-            10 => EventKind::SplitStarted {
+            12 => EventKind::SplitStarted {
                 shard_id: ShardId(reader.varint32()?),
                 new_shard_id: ShardId(reader.varint32()?),
                 slot: read_slot(reader)?,
                 reason: SplitReason::read(reader)?,
             },
-            11 => EventKind::SplitFinished {
+            13 => EventKind::SplitFinished {
                 shard_id: ShardId(reader.varint32()?),
                 new_shard_id: ShardId(reader.varint32()?),
             },
             9 => EventKind::JoinTokenRotated,
+            10 => EventKind::RecoveryStarted {
+                shard_id: ShardId(reader.varint32()?),
+                from: Replica::read(reader)?,
+                to: ReplicaId(reader.varint()?),
+                last: LogPosition::read(reader)?,
+                lost: read_list(reader, read_node_id)?,
+            },
+            11 => EventKind::RecoveryFinished {
+                shard_id: ShardId(reader.varint32()?),
+                replica_id: ReplicaId(reader.varint()?),
+            },
             _ => return Err(reader.corrupt("the event is unknown")),
         })
     }

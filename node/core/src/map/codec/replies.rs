@@ -99,7 +99,7 @@ impl MetaRefusal {
             }
             MetaRefusal::WrongToken => out.put_u8(7),
             MetaRefusal::Split(inner) => {
-                out.put_u8(30);
+                out.put_u8(33);
                 inner.write(out);
             }
             MetaRefusal::EmptyIdentity => out.put_u8(8),
@@ -214,6 +214,23 @@ impl MetaRefusal {
                 put_varint(out, move_id.0);
                 step.write(out);
             }
+            MetaRefusal::ShardHasMajority { shard_id } => {
+                out.put_u8(30);
+                put_varint(out, u64::from(shard_id.0));
+            }
+            MetaRefusal::NotASurvivor {
+                shard_id,
+                replica_id,
+            } => {
+                out.put_u8(31);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, replica_id.0);
+            }
+            MetaRefusal::ShardIsRecovering { shard_id, node_id } => {
+                out.put_u8(32);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, node_id.0);
+            }
         }
     }
 
@@ -232,7 +249,7 @@ impl MetaRefusal {
             },
             6 => MetaRefusal::Map(MapError::read(reader)?),
             7 => MetaRefusal::WrongToken,
-            30 => MetaRefusal::Split(SplitRefusal::read(reader)?),
+            33 => MetaRefusal::Split(SplitRefusal::read(reader)?),
             8 => MetaRefusal::EmptyIdentity,
             9 => MetaRefusal::IdentityTaken {
                 node_id: read_node_id(reader)?,
@@ -313,6 +330,17 @@ impl MetaRefusal {
             29 => MetaRefusal::WrongStep {
                 move_id: MoveId(reader.varint()?),
                 step: MoveStep::read(reader)?,
+            },
+            30 => MetaRefusal::ShardHasMajority {
+                shard_id: ShardId(reader.varint32()?),
+            },
+            31 => MetaRefusal::NotASurvivor {
+                shard_id: ShardId(reader.varint32()?),
+                replica_id: ReplicaId(reader.varint()?),
+            },
+            32 => MetaRefusal::ShardIsRecovering {
+                shard_id: ShardId(reader.varint32()?),
+                node_id: read_node_id(reader)?,
             },
             _ => return Err(reader.corrupt("the refusal is unknown")),
         })

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use carillon_core::map::{EVENTS_MAX, MetaState, Replica, SPLITS_MAX, Standing};
+use carillon_core::map::{EVENTS_MAX, EventKind, MetaState, Replica, SPLITS_MAX, Standing};
 use carillon_core::{NodeId, SLOTS, ShardId};
 
 pub fn check_invariants(state: &MetaState) {
@@ -25,7 +25,15 @@ pub fn check_invariants(state: &MetaState) {
         assert_eq!(shard.slots.first.0, next_slot);
         next_slot = shard.slots.last.0 + 1;
         let running = state.moves.get(&shard.shard_id);
-        check_replicas(state, &shard.replicas, &nodes);
+        let made_anew = state.events.iter().any(|event| {
+            matches!(event.what, EventKind::RecoveryStarted { shard_id, .. } if shard_id == shard.shard_id)
+        });
+        // It has one replica then, and gets the others one after the other.
+        let least = match made_anew {
+            true => 1,
+            false => state.replication_factor as usize,
+        };
+        check_replicas(&shard.replicas, &nodes, least);
         assert!(shard.replica_on(shard.preferred_leader).is_some());
         let added = running.and_then(|running| running.add);
         for replica in shard.replicas.iter().chain(&added) {
@@ -61,7 +69,7 @@ pub fn check_invariants(state: &MetaState) {
                     .is_none_or(|gone| shard.replicas.contains(&gone))
             );
             let after = running.replicas_after(shard);
-            check_replicas(state, &after, &nodes);
+            check_replicas(&after, &nodes, least);
             let leads = |replica: &Replica| replica.node_id == running.preferred_leader;
             assert!(after.iter().any(leads));
         }
@@ -76,14 +84,22 @@ pub fn check_invariants(state: &MetaState) {
     let shards = state.map.shards.len() + state.splits.len();
     assert_eq!(shard_ids.len(), shards, "a shard's number is given twice");
     assert!(shard_ids.iter().all(|shard| *shard < state.next_shard_id));
+    for (shard_id, recovery) in &state.recoveries {
+        assert_eq!(*shard_id, recovery.shard_id);
+        assert!(!state.moves.contains_key(shard_id), "{recovery:?}");
+        let shard = state.map.shard(*shard_id).expect("it exists");
+        assert_eq!(shard.replicas, [recovery.to]);
+        assert!(!state.names_replica(*shard_id, recovery.from.replica_id));
+        for other in &recovery.others {
+            assert!(state.names_replica(*shard_id, other.replica_id));
+            assert!(replica_ids.insert(other.replica_id), "{recovery:?}");
+        }
+    }
     assert!(state.events.len() <= EVENTS_MAX);
 }
 
-fn check_replicas(state: &MetaState, replicas: &[Replica], nodes: &[NodeId]) {
-    assert!(
-        replicas.len() >= state.replication_factor as usize,
-        "{replicas:?}"
-    );
+fn check_replicas(replicas: &[Replica], nodes: &[NodeId], least: usize) {
+    assert!(replicas.len() >= least, "{replicas:?}");
     let on: BTreeSet<NodeId> = replicas.iter().map(|replica| replica.node_id).collect();
     assert_eq!(
         on.len(),

@@ -1,0 +1,169 @@
+//! The binary form of the meta group's state. Version 1 has no recoveries and no splits, a
+//! policy with less in it, and events of nobody in particular.
+
+use std::collections::BTreeMap;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{put_text, read_list, read_node_id};
+use crate::codec::{Corrupt, Reader, put_signed, put_varint};
+use crate::ids::{NodeId, ReplicaId, ShardId, TimestampMs};
+use crate::map::{
+    DrainStart, Event, JoinToken, MetaState, Move, MoveId, Policy, Recovery, ShardMap, Split,
+    Standing,
+};
+
+/// The version that is written.
+const VERSION: u8 = 2;
+
+impl MetaState {
+    /// The version and the fields in a buffer of their own.
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(VERSION);
+        self.write(&mut out);
+        out.freeze()
+    }
+
+    /// Decodes all of `bytes`, of this version or an older one.
+    ///
+    /// # Errors
+    /// [`Corrupt`] when it is something else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
+        let mut reader = Reader::borrowed("meta state", bytes);
+        let version = reader.u8()?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(reader.corrupt("its version is unknown"));
+        }
+        let state = Self::read(version, &mut reader)?;
+        reader.finish()?;
+        Ok(state)
+    }
+
+    fn write(&self, out: &mut BytesMut) {
+        let MetaState {
+            cluster_id,
+            cluster_name,
+            join_token,
+            replication_factor,
+            next_replica_id,
+            last_founding_replica_id,
+            next_node_id,
+            next_move_id,
+            policy,
+            map,
+            standings,
+            drains,
+            moves,
+            next_shard_id,
+            splits,
+            last_split_at,
+            recoveries,
+            events,
+        } = self;
+        put_text(out, cluster_id);
+        put_text(out, cluster_name);
+        put_text(out, &join_token.0);
+        put_varint(out, u64::from(*replication_factor));
+        put_varint(out, next_replica_id.0);
+        put_varint(out, last_founding_replica_id.0);
+        put_varint(out, next_node_id.0);
+        put_varint(out, next_move_id.0);
+        policy.write(out);
+        map.write(out);
+        put_varint(out, standings.len() as u64);
+        for (node_id, standing) in standings {
+            put_varint(out, node_id.0);
+            standing.write(out);
+        }
+        put_varint(out, drains.len() as u64);
+        for (node_id, start) in drains {
+            put_varint(out, node_id.0);
+            put_signed(out, start.at.0);
+            put_varint(out, u64::from(start.replicas));
+        }
+        put_varint(out, moves.len() as u64);
+        for running in moves.values() {
+            running.write(out);
+        }
+        put_varint(out, events.len() as u64);
+        for event in events {
+            event.write(out);
+        }
+        policy.write_later(out);
+        put_varint(out, recoveries.len() as u64);
+        for recovery in recoveries.values() {
+            recovery.write(out);
+        }
+        put_varint(out, u64::from(next_shard_id.0));
+        put_varint(out, splits.len() as u64);
+        for split in splits.values() {
+            split.write(out);
+        }
+        put_signed(out, last_split_at.0);
+    }
+
+    fn read(version: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        let event = match version {
+            1 => Event::read_v1,
+            _ => Event::read,
+        };
+        let mut state = MetaState {
+            cluster_id: reader.text()?,
+            cluster_name: reader.text()?,
+            join_token: JoinToken(reader.text()?),
+            replication_factor: reader.varint32()?,
+            next_replica_id: ReplicaId(reader.varint()?),
+            last_founding_replica_id: ReplicaId(reader.varint()?),
+            next_node_id: NodeId(reader.varint()?),
+            next_move_id: MoveId(reader.varint()?),
+            policy: Policy::read(reader)?,
+            map: ShardMap::read(reader)?,
+            standings: read_list(reader, |reader| {
+                Ok((read_node_id(reader)?, Standing::read(reader)?))
+            })?
+            .into_iter()
+            .collect(),
+            drains: read_list(reader, |reader| {
+                let node_id = read_node_id(reader)?;
+                let start = DrainStart {
+                    at: TimestampMs(reader.signed()?),
+                    replicas: reader.varint32()?,
+                };
+                Ok((node_id, start))
+            })?
+            .into_iter()
+            .collect(),
+            moves: read_moves(reader)?,
+            events: read_list(reader, event)?.into(),
+            recoveries: BTreeMap::new(),
+            next_shard_id: ShardId(0),
+            splits: BTreeMap::new(),
+            last_split_at: TimestampMs(0),
+        };
+        if version == 1 {
+            let last = state.map.shards.iter().map(|shard| shard.shard_id.0).max();
+            state.next_shard_id = ShardId(last.unwrap_or(0) + 1);
+        } else {
+            state.policy.read_later(reader)?;
+            let recoveries = read_list(reader, Recovery::read)?;
+            let by_shard = recoveries.into_iter();
+            state.recoveries = by_shard.map(|one| (one.shard_id, one)).collect();
+            state.next_shard_id = ShardId(reader.varint32()?);
+            let splits = read_list(reader, Split::read)?.into_iter();
+            state.splits = splits.map(|split| (split.shard_id, split)).collect();
+            state.last_split_at = TimestampMs(reader.signed()?);
+        }
+        let registered = state.map.nodes.iter().map(|node| node.node_id);
+        if !registered.eq(state.standings.keys().copied()) {
+            return Err(reader.corrupt("nodes and standings differ"));
+        }
+        Ok(state)
+    }
+}
+
+fn read_moves(reader: &mut Reader<'_>) -> Result<BTreeMap<ShardId, Move>, Corrupt> {
+    let moves = read_list(reader, Move::read)?;
+    let by_shard = moves.into_iter().map(|running| (running.shard_id, running));
+    Ok(by_shard.collect())
+}
