@@ -26,6 +26,17 @@ pub struct SmallDisk {
     pub size_bytes: u64,
 }
 
+/// What is different at one node.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// Another build of the node.
+    pub binary: Option<PathBuf>,
+    /// More environment.
+    pub env: BTreeMap<String, String>,
+    /// A `.tar.gz` with the data directory that it starts on; else an empty one.
+    pub data: Option<PathBuf>,
+}
+
 /// What cluster to start.
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
@@ -39,6 +50,8 @@ pub struct ClusterOptions {
     pub extra_config: String,
     /// Environment of all nodes.
     pub env: BTreeMap<String, String>,
+    /// What is different at some nodes, by id.
+    pub per_node: BTreeMap<u64, NodeOptions>,
     /// A node with a small disk.
     pub small_disk: Option<SmallDisk>,
     /// Gives each node a network namespace of its own, so that links can be cut. A cluster with
@@ -54,6 +67,7 @@ impl Default for ClusterOptions {
             replication_factor: 3,
             extra_config: String::new(),
             env: BTreeMap::new(),
+            per_node: BTreeMap::new(),
             small_disk: None,
             network: None,
         }

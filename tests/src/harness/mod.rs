@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep};
 
-pub use config::{Addresses, ClusterOptions, SmallDisk};
+pub use config::{Addresses, ClusterOptions, NodeOptions, SmallDisk};
 pub use http::get as http_get;
 pub use network::Network;
 pub use os::{Signal, raise_open_files};
@@ -136,6 +136,11 @@ impl Cluster {
             _alone: alone,
         };
         cluster.assign_addresses()?;
+        for (id, options) in &cluster.options.per_node {
+            if let Some(archive) = &options.data {
+                os::unpack(archive, &cluster.node(*id).data_dir)?;
+            }
+        }
         if let Some(disk) = cluster.options.small_disk {
             let at = cluster.node(disk.node).data_dir.clone();
             os::mount_tmpfs(&at, disk.size_bytes)
@@ -228,10 +233,17 @@ impl Cluster {
         addresses.collect()
     }
 
+    /// What is different at a node from its next start on.
+    pub fn options_of(&mut self, id: u64) -> &mut NodeOptions {
+        self.options.per_node.entry(id).or_default()
+    }
+
     /// Starts a node's process with more environment, without waiting for it.
     pub fn spawn(&mut self, id: u64, env: &[(&str, &str)]) -> Result<()> {
-        let binary = config::node_binary()?;
+        let own = self.options.per_node.get(&id).cloned().unwrap_or_default();
+        let binary = own.binary.map_or_else(config::node_binary, Ok)?;
         let mut all: BTreeMap<String, String> = self.options.env.clone();
+        all.extend(own.env);
         for (name, value) in env {
             all.insert((*name).to_owned(), (*value).to_owned());
         }

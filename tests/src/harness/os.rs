@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::{Context as _, ensure};
+
 /// A signal that tests send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -31,6 +33,24 @@ impl Signal {
             Self::Continue => libc::SIGCONT,
         }
     }
+}
+
+/// Unpacks a `.tar.gz` into a directory, with the program `tar`.
+pub fn unpack(archive: &Path, into: &Path) -> anyhow::Result<()> {
+    let status = Command::new("tar")
+        .arg("-xzf")
+        .arg(archive)
+        .arg("-C")
+        .arg(into)
+        .status()
+        .context("tar could not be started; install it")?;
+    ensure!(
+        status.success(),
+        "tar could not unpack {} into {}: {status}",
+        archive.display(),
+        into.display()
+    );
+    Ok(())
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

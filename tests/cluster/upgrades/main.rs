@@ -1,0 +1,4 @@
+//! Versions: data of earlier releases, and nodes of different versions in one cluster.
+
+mod contents;
+mod fixtures;
