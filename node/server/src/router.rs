@@ -148,8 +148,8 @@ struct Operation {
 enum About {
     /// One slot: it goes where the slot goes.
     Slot(Slot),
-    /// Several, that had one shard when it was made.
-    Slots,
+    /// Several, that had one shard in some version of the routing, at the latest in this one.
+    Slots { version: u64 },
     /// The meta group, which has none.
     Meta,
 }
@@ -280,9 +280,14 @@ impl Router {
             payload: Payload::Deliver(batch),
             deadline: None,
             sink: Sink::Deliver(sink),
-            about: About::Slots,
+            about: self.about_several(),
         };
         self.enter(to, operation);
+    }
+
+    fn about_several(&self) -> About {
+        let version = self.routing_version();
+        About::Slots { version }
     }
 
     /// Grows with every change of which shard has a slot.
@@ -357,7 +362,7 @@ impl Router {
         let shard = self.shard_of(slot);
         let payload = Payload::Query(query.encode_to_vec().into());
         let about = if crate::query::is_about_several(&query) {
-            About::Slots
+            self.about_several()
         } else {
             About::Slot(slot)
         };
@@ -655,7 +660,7 @@ fn settle_one(state: &mut LaneState, sequence: u64, settled: Settled, completed:
         Err(Undone::Failed(problem)) => {
             completed.push((operation.sink, Err(OpError::Internal(problem))))
         }
-        Err(Undone::Moved) if matches!(operation.about, About::Slots) => {
+        Err(Undone::Moved) if matches!(operation.about, About::Slots { .. }) => {
             completed.push((operation.sink, Err(OpError::Moved)));
         }
         // Until this node knows where to, it is asked again after a moment.

@@ -377,6 +377,10 @@ async fn operations_go_where_their_slots_go() {
     assert!(fixture.router.reroute().is_empty(), "again");
     fixture.submit_to(FAR, 5, later);
     fixture.submit_to(SLOT, 6, later);
+    // A batch that is grouped by the new routing.
+    let batch = Bytes::copy_from_slice(&7u64.to_le_bytes());
+    let since = Arc::new(Outcomes::default());
+    fixture.router.deliver(SHARD, batch, since.clone());
     fixture.settle(asked[3], Err(Undone::Moved));
     fixture.settle(asked[4], Err(Undone::Moved));
     assert!(
@@ -390,10 +394,18 @@ async fn operations_go_where_their_slots_go() {
         let of = again.iter().filter(|operation| operation.shard == shard);
         of.map(|operation| operation.request).collect::<Vec<_>>()
     };
-    assert_eq!((by_shard(SHARD), by_shard(new)), (vec![6], vec![2, 4, 5]));
+    assert_eq!(
+        (by_shard(SHARD), by_shard(new)),
+        (vec![6, 7], vec![2, 4, 5])
+    );
     for operation in again {
-        fixture.settle(operation, replied(operation.request));
+        let settled = match operation.request {
+            7 => Ok(Response::Delivered),
+            request => replied(request),
+        };
+        fixture.settle(operation, settled);
     }
+    assert_eq!(since.of(0), Some(Ok(Reply::Done)));
     assert_eq!(fixture.outcomes.ended(), [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(fixture.outcomes.of(0), Some(Err(OpError::Moved)));
     assert_eq!(fixture.router.outstanding(), 0);

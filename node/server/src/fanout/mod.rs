@@ -73,13 +73,17 @@ impl Fanout {
     /// A shard is led here now, or not any more; called when everything that was committed
     /// before is applied. The outbox, which may be long, is read on a thread of its own.
     pub fn on_leading(&self, shard: ShardId, leads: bool) {
-        let (Some(replica), Some(me)) = (self.cluster.replica(shard), self.me.upgrade()) else {
-            return self.state.lock().follow(shard);
-        };
         if !leads {
             return self.state.lock().follow(shard);
         }
         let generation = self.state.lock().take_over(shard);
+        self.read_outbox(shard, generation);
+    }
+
+    fn read_outbox(&self, shard: ShardId, generation: u64) {
+        let (Some(replica), Some(me)) = (self.cluster.replica(shard), self.me.upgrade()) else {
+            return self.state.lock().follow(shard);
+        };
         tokio::task::spawn_blocking(move || {
             let undelivered = replica.undelivered();
             me.state.lock().lead(shard, generation, undelivered);
@@ -89,13 +93,13 @@ impl Fanout {
 
     /// Users have other shards than before: everything that is not delivered is dispatched anew.
     pub fn reroute(&self) {
-        let led = {
+        let taken = {
             let mut state = self.state.lock();
             *self.routing.lock() = self.cluster.routing();
             state.reroute()
         };
-        for shard in led {
-            self.on_leading(shard, true);
+        for (shard, generation) in taken {
+            self.read_outbox(shard, generation);
         }
     }
 

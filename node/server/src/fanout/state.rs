@@ -109,8 +109,9 @@ impl FanoutState {
     }
 
     /// The routing has changed: what waits to leave was grouped by the old one, so it is
-    /// dropped. Returns the shards led here, whose outboxes are to be read again.
-    pub fn reroute(&mut self) -> Vec<ShardId> {
+    /// dropped, and all shards led here are taken over anew, as by [`FanoutState::take_over`]:
+    /// nothing may be dispatched behind what is dropped.
+    pub fn reroute(&mut self) -> Vec<(ShardId, u64)> {
         self.reroutes += 1;
         for destination in self.destinations.values_mut() {
             destination.writer = BatchWriter::default();
@@ -120,7 +121,10 @@ impl FanoutState {
             }
         }
         let taking_over = self.taking_over.keys();
-        self.led.iter().chain(taking_over).copied().collect()
+        let led: Vec<ShardId> = self.led.iter().chain(taking_over).copied().collect();
+        led.into_iter()
+            .map(|shard| (shard, self.take_over(shard)))
+            .collect()
     }
 
     /// How often that was.
@@ -547,6 +551,42 @@ mod tests {
         state.delivered(ShardId(1));
         state.delivered(ShardId(2));
         assert_eq!(state.take_advanced()[&ShardId(7)][&group()], Seq(1));
+    }
+
+    #[test]
+    fn nothing_is_dispatched_behind_what_a_reroute_drops() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        lead(&mut state, vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        let [(shard, generation)] = state.reroute()[..] else {
+            panic!("one shard is led");
+        };
+        state.stored(ShardId(7), &group(), Seq(2), &record(true), &source);
+        assert!(state.batches().is_empty(), "the first entry is not in it");
+        state.lead(shard, generation, vec![(group(), Seq(0), Seq(1))]);
+        state.fill(&source);
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(7)][&group()], Seq(2));
+    }
+
+    #[test]
+    fn a_destination_whose_users_have_moved_waits_for_the_reroute() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        lead(&mut state, vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        let left_at = state.reroutes();
+        assert_eq!(state.batches().len(), 2);
+        state.moved(ShardId(1), left_at);
+        let [(shard, generation)] = state.reroute()[..] else {
+            panic!("one shard is led");
+        };
+        // The other one hears of it after the reroute.
+        state.moved(ShardId(2), left_at);
+        state.lead(shard, generation, vec![(group(), Seq(0), Seq(1))]);
+        state.fill(&source);
+        assert_eq!(state.batches().len(), 2, "both take batches again");
     }
 
     #[test]

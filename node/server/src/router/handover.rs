@@ -67,6 +67,7 @@ impl Router {
             return;
         }
         state.line_up();
+        let now = self.routing_version();
         let mut kept = VecDeque::new();
         let mut gone: BTreeMap<ShardId, Vec<Operation>> = BTreeMap::new();
         for operation in state.waiting.drain(..) {
@@ -75,8 +76,11 @@ impl Router {
                     owner if owner == lane.shard => kept.push_back(operation),
                     owner => gone.entry(owner).or_default().push(operation),
                 },
-                About::Slots => completed.push((operation.sink, Err(OpError::Moved))),
-                About::Meta => kept.push_back(operation),
+                About::Slots { version } if version < now => {
+                    completed.push((operation.sink, Err(OpError::Moved)));
+                }
+                // Made since: whoever leads says whether it fits.
+                About::Slots { .. } | About::Meta => kept.push_back(operation),
             }
         }
         state.waiting = kept;
