@@ -14,6 +14,7 @@
 //! - [`reply`]: the answers to commands, which may cross nodes.
 //! - [`read`]: reads that change nothing.
 //! - [`map`]: the cluster's map of shards and the meta group's state machine.
+//! - [`merging`]: what merges do to a shard.
 //! - [`placement`]: `solve(problem, previous) -> Solution`, where replicas and leaders go.
 //! - [`steering`]: `plan(state, seen) -> Plan`, what the meta group's leader does next.
 //! - [`memory`]: a state in memory, for tests and the simulator.
@@ -32,6 +33,7 @@ pub mod ids;
 pub mod keys;
 pub mod map;
 pub mod memory;
+pub mod merging;
 mod notice;
 pub mod placement;
 pub mod read;

@@ -7,13 +7,14 @@
 //!
 //! Code map: `meta` is the state machine's state, commands and answers; `registry` has the
 //! nodes, `moves` the replicas that are on their way, `recovery` the shards that lost their
-//! majority, `splits` the shards that become two, `policy` the operators' limits, `events` what
+//! majority, `splits` the shards that become two, `merges` those that become one, `policy` the operators' limits, `events` what
 //! happened and who wanted it, `refusal` why something did not; `first` makes a new cluster's map
 //! and checks it; `codec` has all their binary forms.
 
 mod codec;
 mod events;
 mod first;
+mod merges;
 mod meta;
 mod moves;
 mod policy;
@@ -24,6 +25,7 @@ mod splits;
 
 pub use self::events::{ACTOR_BYTES_MAX, Actor, EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
+pub use self::merges::{MERGES_MAX, Merge, MergeReason, MergeStep};
 pub use self::meta::{MetaCommand, MetaReply, MetaState, apply_meta};
 pub use self::moves::{ConfigVersion, Move, MoveId, MoveReason, MoveStep};
 pub use self::policy::{Policy, PolicyChange, PolicyError, PolicyLimit};

@@ -4,6 +4,7 @@
 
 mod commands;
 mod events;
+mod merges;
 mod replies;
 mod splits;
 mod state;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::events::{self, ACTOR_BYTES_MAX, Actor, Event, EventKind};
 use super::first::checked_map;
+use super::merges::Merge;
 use super::moves::{self, Asked, ConfigVersion, Move, MoveId, MoveReason};
 use super::policy::{Policy, PolicyChange};
 use super::recovery::{self, LogPosition, Recovery};
@@ -19,6 +20,7 @@ use super::registry::{
 use super::splits::{self, Split, SplitReason};
 use super::{NODE_TEXT_BYTES_MAX, NodeInfo, ShardDescriptor, ShardMap};
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, Slot, TimestampMs};
+use crate::merging::MergeId;
 
 /// What the meta group keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +56,10 @@ pub struct MetaState {
     pub moves: BTreeMap<ShardId, Move>,
     /// Shards that are being split.
     pub splits: BTreeMap<ShardId, Split>,
+    /// The next merge's number; merges count from 1.
+    pub next_merge_id: MergeId,
+    /// Shards that are being merged, by the one that stays.
+    pub merges: BTreeMap<ShardId, Merge>,
     /// When the last split ended; 0 when there was none.
     pub last_split_at: TimestampMs,
     /// What is made anew from one replica, by shard.
@@ -483,6 +489,8 @@ fn create(
         map,
         moves: BTreeMap::new(),
         splits: BTreeMap::new(),
+        next_merge_id: MergeId(1),
+        merges: BTreeMap::new(),
         last_split_at: TimestampMs(0),
         recoveries: BTreeMap::new(),
         events: VecDeque::new(),

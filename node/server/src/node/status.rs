@@ -214,6 +214,8 @@ impl Node {
         ShardReplica {
             shard_id: replica.shard().0,
             group: (status.role == Role::Leader).then(|| group_status(&status)),
+            merges: None,
+            kept_frozen_by: 0,
             status: Some(ReplicaStatus {
                 node_id: self.config.node_id,
                 replica_id: replica.group().me().replica.0,

@@ -1,5 +1,5 @@
-//! The binary form of the meta group's state. Version 1 has no recoveries and no splits, a
-//! policy with less in it, and events of nobody in particular.
+//! The binary form of the meta group's state. Version 1 has no recoveries, no splits and
+//! no merges, a policy with less in it, and events of nobody in particular.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,10 @@ use super::{put_text, read_list, read_node_id};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    DrainStart, Event, JoinToken, MetaState, Move, MoveId, Policy, Recovery, ShardMap, Split,
-    Standing,
+    DrainStart, Event, JoinToken, Merge, MetaState, Move, MoveId, Policy, Recovery, ShardMap,
+    Split, Standing,
 };
+use crate::merging::MergeId;
 
 /// The version that is written.
 const VERSION: u8 = 2;
@@ -58,6 +59,8 @@ impl MetaState {
             next_shard_id,
             splits,
             last_split_at,
+            next_merge_id,
+            merges,
             recoveries,
             events,
         } = self;
@@ -101,6 +104,11 @@ impl MetaState {
             split.write(out);
         }
         put_signed(out, last_split_at.0);
+        put_varint(out, next_merge_id.0);
+        put_varint(out, merges.len() as u64);
+        for merge in merges.values() {
+            merge.write(out);
+        }
     }
 
     fn read(version: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
@@ -140,6 +148,8 @@ impl MetaState {
             next_shard_id: ShardId(0),
             splits: BTreeMap::new(),
             last_split_at: TimestampMs(0),
+            next_merge_id: MergeId(1),
+            merges: BTreeMap::new(),
         };
         if version == 1 {
             let last = state.map.shards.iter().map(|shard| shard.shard_id.0).max();
@@ -153,6 +163,9 @@ impl MetaState {
             let splits = read_list(reader, Split::read)?.into_iter();
             state.splits = splits.map(|split| (split.shard_id, split)).collect();
             state.last_split_at = TimestampMs(reader.signed()?);
+            state.next_merge_id = MergeId(reader.varint()?);
+            let merges = read_list(reader, Merge::read)?.into_iter();
+            state.merges = merges.map(|merge| (merge.shard_id, merge)).collect();
         }
         let registered = state.map.nodes.iter().map(|node| node.node_id);
         if !registered.eq(state.standings.keys().copied()) {
