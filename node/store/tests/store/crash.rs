@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use carillon_core::ids::{ShardId, Slot, SlotRange};
+use carillon_core::merging::MergeMark;
 use carillon_store::{SnapshotFile, Store, StoreOptions};
 
 use crate::states::{self, Numbers, applied, assert_is, clock, commit, slots};
@@ -226,6 +227,7 @@ fn install(store: &Store, dir: &Path) {
             &NEW.to_be_bytes(),
             clock(NEW),
             shard_slots(INSTALLED),
+            MergeMark::default(),
         )
         .unwrap();
     println!("installed");
@@ -288,6 +290,7 @@ fn an_install_killed_at_any_point_is_whole_or_has_not_been() {
                 &NEW.to_be_bytes(),
                 clock(NEW),
                 shard_slots(INSTALLED),
+                MergeMark::default(),
             )
             .unwrap();
         assert_is(&mut shard, NEW, point);
