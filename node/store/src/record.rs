@@ -158,7 +158,7 @@ mod tests {
         // As it was before shards could be split.
         let old = [&[VERSION_WITHOUT_SLOTS], &bytes[1 + SLOTS_BYTES..]].concat();
         let old = decode(&Bytes::from(old)).unwrap();
-        assert_eq!((old.applied, old.clock), (record.applied, record.clock));
+        assert_eq!((&old.applied, old.clock), (&record.applied, record.clock));
         assert_eq!(old.slots, None);
         let merges = MergeMark {
             frozen_by: Some(MergeId(u64::MAX)),

@@ -222,6 +222,7 @@ fn readers_see_an_install_at_once() {
             &120_u64.to_be_bytes(),
             snapshot.clock(),
             snapshot.slots(),
+            snapshot.merges(),
         )
         .unwrap();
     installed.store(true, Ordering::Release);
