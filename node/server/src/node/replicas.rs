@@ -300,10 +300,11 @@ impl Node {
         local: LocalReplica,
     ) -> anyhow::Result<()> {
         let presence = |presence| LocalReplica { presence, ..local };
-        let has_state = self.store.applied()?.contains_key(&shard);
-        if !has_state {
+        if !self.store.applied()?.contains_key(&shard) {
             self.leave_to_neighbour(shard).await?;
         }
+        // One that was begun with nothing may have got something until it was stopped.
+        let has_state = self.store.applied()?.contains_key(&shard);
         self.record(vec![(shard, presence(Presence::Leaving))])
             .await?;
         carillon_log::failpoint::hit("node.replica.leaving");
