@@ -25,7 +25,7 @@ mod splits;
 
 pub use self::events::{ACTOR_BYTES_MAX, Actor, EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
-pub use self::merges::{MERGES_MAX, Merge, MergeReason, MergeStep};
+pub use self::merges::{MERGES_MAX, Merge, MergeReason, MergeRefusal, MergeStep};
 pub use self::meta::{MetaCommand, MetaReply, MetaState, apply_meta};
 pub use self::moves::{ConfigVersion, Move, MoveId, MoveReason, MoveStep};
 pub use self::policy::{Policy, PolicyChange, PolicyError, PolicyLimit};
