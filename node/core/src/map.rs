@@ -124,6 +124,13 @@ impl ShardMap {
         self.shards.iter().find(|shard| shard.shard_id == shard_id)
     }
 
+    /// The shard with the slots after those of this one; none when it has the last, or is none.
+    pub fn right_of(&self, shard_id: ShardId) -> Option<&ShardDescriptor> {
+        let mut shards = self.shards.iter();
+        shards.find(|shard| shard.shard_id == shard_id)?;
+        shards.next()
+    }
+
     /// The node of this number.
     pub fn node(&self, node_id: NodeId) -> Option<&NodeInfo> {
         let at = self

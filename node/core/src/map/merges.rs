@@ -210,13 +210,11 @@ pub(super) fn start(
             current: state.map.epoch,
         });
     }
-    let shards = &state.map.shards;
-    let place = shards.iter().position(|shard| shard.shard_id == shard_id);
-    let place = place.ok_or(MetaRefusal::UnknownShard { shard_id })?;
-    let right = shards.get(place + 1);
-    let absorbed_shard_id = right
-        .map(|shard| shard.shard_id)
-        .ok_or(MergeRefusal::NoNeighbour { shard_id })?;
+    if state.map.shard(shard_id).is_none() {
+        return Err(MetaRefusal::UnknownShard { shard_id });
+    }
+    let right = state.map.right_of(shard_id).map(|shard| shard.shard_id);
+    let absorbed_shard_id = right.ok_or(MergeRefusal::NoNeighbour { shard_id })?;
     for shard_id in [shard_id, absorbed_shard_id] {
         check_is_at_rest(state, shard_id)?;
     }

@@ -126,6 +126,19 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// It is about a merge, for which clients may be waiting.
+    pub fn is_of_a_merge(&self) -> bool {
+        matches!(
+            self,
+            Step::FreezeShard { .. }
+                | Step::KeepFrozen { .. }
+                | Step::ThawShard { .. }
+                | Step::AbsorbShard { .. }
+        )
+    }
+}
+
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
