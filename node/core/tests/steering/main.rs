@@ -9,6 +9,7 @@ mod commands;
 mod faults;
 mod group;
 mod invariants;
+mod merge_cases;
 mod merging;
 mod recovery;
 mod rng;
