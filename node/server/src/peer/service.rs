@@ -97,18 +97,21 @@ impl PeerService {
         )))
     }
 
-    /// The merge that is asked for, as this node knows it, if it is at the step that is due;
+    /// The merge that is asked for, as this node knows it, if it is at one of these steps;
     /// `asked` says which of its shards is asked then.
     fn merge(
         &self,
         request: Request<MergeRequest>,
-        asked: impl Fn(&Merge) -> Option<ShardId>,
+        steps: &[MergeStep],
+        asked: impl Fn(&Merge) -> ShardId,
     ) -> Result<Merge, Status> {
         let (_, request) = self.admitted(request)?;
         let meta = self.peers.cluster.meta();
         let mut running = meta.merges.values();
         let merge = running.find(|merge| {
-            merge.merge_id.0 == request.merge_id && asked(merge) == Some(ShardId(request.shard_id))
+            merge.merge_id.0 == request.merge_id
+                && steps.contains(&merge.step)
+                && asked(merge).0 == request.shard_id
         });
         merge.cloned().ok_or_else(|| {
             let text = "this node does not know of the merge, or it is at another step";
@@ -235,10 +238,8 @@ impl Peer for PeerService {
         &self,
         request: Request<MergeRequest>,
     ) -> Result<Response<MergeResponse>, Status> {
-        let merge = self.merge(request, |merge| match merge.step {
-            MergeStep::Freezing => Some(merge.absorbed_shard_id),
-            MergeStep::Absorbing | MergeStep::Thawing => None,
-        })?;
+        let steps = [MergeStep::Freezing];
+        let merge = self.merge(request, &steps, |merge| merge.absorbed_shard_id)?;
         let replica = self.replica(merge.absorbed_shard_id.0)?;
         merged(replica.freeze(merge.merge_id).await)
     }
@@ -247,10 +248,8 @@ impl Peer for PeerService {
         &self,
         request: Request<MergeRequest>,
     ) -> Result<Response<MergeResponse>, Status> {
-        let merge = self.merge(request, |merge| match merge.step {
-            MergeStep::Freezing | MergeStep::Absorbing => Some(merge.absorbed_shard_id),
-            MergeStep::Thawing => None,
-        })?;
+        let steps = [MergeStep::Freezing, MergeStep::Absorbing];
+        let merge = self.merge(request, &steps, |merge| merge.absorbed_shard_id)?;
         merged(self.node.keep_frozen(&merge).await)
     }
 
@@ -258,10 +257,8 @@ impl Peer for PeerService {
         &self,
         request: Request<MergeRequest>,
     ) -> Result<Response<MergeResponse>, Status> {
-        let merge = self.merge(request, |merge| match merge.step {
-            MergeStep::Thawing => Some(merge.absorbed_shard_id),
-            MergeStep::Freezing | MergeStep::Absorbing => None,
-        })?;
+        let steps = [MergeStep::Thawing];
+        let merge = self.merge(request, &steps, |merge| merge.absorbed_shard_id)?;
         let replica = self.replica(merge.absorbed_shard_id.0)?;
         merged(replica.thaw(merge.merge_id).await)
     }
@@ -270,10 +267,8 @@ impl Peer for PeerService {
         &self,
         request: Request<MergeRequest>,
     ) -> Result<Response<MergeResponse>, Status> {
-        let merge = self.merge(request, |merge| match merge.step {
-            MergeStep::Absorbing => Some(merge.shard_id),
-            MergeStep::Freezing | MergeStep::Thawing => None,
-        })?;
+        let steps = [MergeStep::Absorbing];
+        let merge = self.merge(request, &steps, |merge| merge.shard_id)?;
         merged(self.node.absorb(&merge).await)
     }
 
