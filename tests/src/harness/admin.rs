@@ -221,14 +221,28 @@ impl Cluster {
         limit: Duration,
     ) -> Result<MergeEnd> {
         self.wait_no_merges(limit).await?;
-        self.wait_all_led(limit).await?;
-        let shards = self.shards().await?;
+        let shards = self.wait_each_led(limit).await?;
         let is_there = |id: u32| shards.iter().any(|shard| shard.shard_id == id);
         ensure!(is_there(shard_id), "shard {shard_id} is gone: {shards:?}");
         Ok(match is_there(absorbed_shard_id) {
             true => MergeEnd::Cancelled,
             false => MergeEnd::Merged,
         })
+    }
+
+    /// Waits until each shard that there is has a leader; the shards.
+    pub async fn wait_each_led(&self, limit: Duration) -> Result<Vec<ShardStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let shards = self.shards().await?;
+            if shards.iter().all(|shard| shard.leader_node != 0) {
+                return Ok(shards);
+            }
+            if Instant::now() >= deadline {
+                bail!("not all shards are led after {limit:?}: {shards:?}");
+            }
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// Waits until no shards are being merged.
