@@ -126,6 +126,7 @@ stop
 start
 bench roll --out "$out"
 bench split --out "$out"
+bench merge --out "$out"
 stop
 echo
 echo "results: $out"

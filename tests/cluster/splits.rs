@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use carillon_proto::admin::Standing;
-use carillon_tests::harness::{Cluster, ClusterOptions, RESTART_LIMIT};
+use carillon_tests::harness::{ClusterOptions, RESTART_LIMIT};
 use carillon_tests::scenario::Scenario;
-use tokio::time::{Instant, sleep};
 
 /// Messages that show that the cluster goes on.
 const SOME_MESSAGES: u64 = 400;
@@ -19,7 +18,6 @@ const MOVES_LIMIT: Duration = Duration::from_secs(90);
 const SHARDS: u32 = 4;
 /// Names the points where a node dies; it reads them once when it starts.
 const FAILPOINTS: &str = "CARILLON_FAILPOINTS";
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Where a node dies that has a replica of a shard that is split: before the split is written,
 /// when it is and nothing has become of it, when the new replica is on record.
@@ -124,7 +122,7 @@ async fn who_steers_dies_at_each_step_of_a_split() {
             let mut shards = SHARDS as usize;
             // An operator's split is started without the steering.
             for point in &STEERING_POINTS[2..] {
-                let leader = meta_leader(cluster).await?;
+                let leader = cluster.meta_leader(RESTART_LIMIT).await?;
                 for node in cluster.node_ids() {
                     cluster.kill9(node).await?;
                     let points = format!("{point}=crash@1");
@@ -146,19 +144,6 @@ async fn who_steers_dies_at_each_step_of_a_split() {
             Ok(())
         })
         .await;
-}
-
-async fn meta_leader(cluster: &Cluster) -> Result<u64> {
-    let deadline = Instant::now() + RESTART_LIMIT;
-    loop {
-        let shards = cluster.shards().await?;
-        let meta = shards.iter().find(|shard| shard.shard_id == 0);
-        match meta.map_or(0, |meta| meta.leader_node) {
-            0 => ensure!(Instant::now() < deadline, "the meta group has no leader"),
-            leader => return Ok(leader),
-        }
-        sleep(LOOK_INTERVAL).await;
-    }
 }
 
 /// A node is away while shards are split, and comes back when their logs no longer say so: it

@@ -142,6 +142,7 @@ def test_snapshot(stubs, caller, node_id):
         ("TransferLeader", admin.TransferLeaderRequest(shard_id=99, to_node=1)),
         ("TriggerSnapshot", admin.TriggerSnapshotRequest(shard_id=99)),
         ("SplitShard", admin.SplitShardRequest(shard_id=99)),
+        ("MergeShards", admin.MergeShardsRequest(shard_id=99)),
     ],
 )
 def test_unknown_shard(stubs, method, request_):

@@ -331,6 +331,51 @@ def test_shards_are_split_under_a_stream(open_channel):
                 stub.SplitShard(admin.SplitShardRequest(shard_id=1, slot=slot), timeout=15)
 
 
+def test_shards_are_merged_under_a_stream(open_channel):
+    """Shards become one while messages come: none is refused, lost or overtaken."""
+    with Cluster(shards=SHARDS, extra=CONFIG) as cluster:
+        channels = [open_channel(node.client) for node in cluster.nodes]
+        stub = admin_pb2_grpc.AdminStub(channels[0])
+        alice, bob = Caller(channels[0], unique("alice")), unique("bob")
+        conversation = direct(alice.user, bob)
+        total = 20 * (SHARDS - 1)
+        with device(channels[1], bob) as sender, device(channels[2], alice.user) as receiver:
+            sender.take("welcome")
+            assert receiver.take("welcome").inbox_head == 0
+            for merges in range(1, SHARDS):
+                answer = stub.MergeShards(admin.MergeShardsRequest(shard_id=1), timeout=15)
+                assert answer.absorbed_shard_id == merges + 1
+                for number in range(20):
+                    sender.say(conversation, f"{merges} {number}")
+                wait_merged(stub, answer.absorbed_shard_id)
+            sent = [sender.take("sent") for _ in range(total)]
+            assert [answer.seq for answer in sent] == list(range(1, total + 1))
+            alice.inbox(head=total)
+            wait_all_told(receiver, 1, total)
+        (shard,) = (
+            shard
+            for shard in stub.ListShards(admin.ListShardsRequest()).shards
+            if shard.shard_id != 0
+        )
+        assert (shard.shard_id, shard.slot_first, shard.slot_last) == (1, 0, 4095)
+        # There is nothing left to merge it with, and nothing to cancel.
+        with refused(FAILED_PRECONDITION, "SHARD_NOT_MERGED"):
+            stub.MergeShards(admin.MergeShardsRequest(shard_id=1), timeout=15)
+        cancelled = stub.CancelMerge(admin.CancelMergeRequest(shard_id=1), timeout=15)
+        assert not cancelled.changed
+
+
+def wait_merged(stub: admin_pb2_grpc.AdminStub, gone: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS_MAX
+    while time.monotonic() < deadline:
+        with contextlib.suppress(grpc.RpcError):
+            shards = stub.ListShards(admin.ListShardsRequest()).shards
+            if gone not in [shard.shard_id for shard in shards]:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"shard {gone} is not merged")
+
+
 def wait_led(stub: admin_pb2_grpc.AdminStub, shard_id: int, slot: int) -> None:
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     while time.monotonic() < deadline:

@@ -16,6 +16,7 @@ DEFAULTS = admin.Policy(
     balance=True,
     shard_gib_max=32,
     shard_commands_per_s_max=50_000,
+    shards_min=16,
 )
 
 
@@ -46,6 +47,7 @@ def test_a_change_leaves_the_rest(stub):
         ({"snapshot_kib_per_s_max": 63}, "snapshot_kib_per_s_max"),
         ({"shard_gib_max": 1_048_577}, "shard_gib_max"),
         ({"shard_commands_per_s_max": 99}, "shard_commands_per_s_max"),
+        ({"shards_min": 0}, "shards_min"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(stub, change, named):

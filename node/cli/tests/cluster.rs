@@ -260,6 +260,7 @@ fn questions_are_answered(place: &Place) {
     let members = place.ask(&["group", "members", "--as", "carol", "welcome"]);
     assert_eq!(members["members"].as_array().map(Vec::len), Some(3));
     nodes_are_managed(place);
+    shards_are_split_and_merged(place);
     for table in [
         &["admin", "nodes"][..],
         &["admin", "events"],
@@ -273,6 +274,26 @@ fn questions_are_answered(place: &Place) {
         let output = place.carillon(table).output().expect("it runs");
         assert!(output.status.success() && !output.stdout.is_empty());
     }
+}
+
+fn shards_are_split_and_merged(place: &Place) {
+    let split = place.ask(&["admin", "split", "16"]);
+    assert_eq!(
+        (&split["new_shard_id"], &split["done"]),
+        (&17.into(), &true.into())
+    );
+    let no_neighbour = place.refused(&["admin", "merge", "17"]);
+    assert!(no_neighbour.contains("last slots"), "{no_neighbour}");
+    let merged = place.ask(&["admin", "merge", "16"]);
+    assert_eq!(
+        (&merged["absorbed_shard_id"], &merged["done"]),
+        (&17.into(), &true.into()),
+        "{merged:#}"
+    );
+    let nothing = place.ask(&["admin", "merge", "16", "--cancel"]);
+    assert_eq!(nothing["changed"], false);
+    let status = place.ask(&["admin", "status"]);
+    assert_eq!(status["shards_led"], 16, "{status:#}");
 }
 
 fn nodes_are_managed(place: &Place) {

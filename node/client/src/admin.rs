@@ -137,6 +137,38 @@ impl AdminClient {
             .await
     }
 
+    /// Lets a shard take over its right neighbour; answered when it is started.
+    pub async fn merge_shards(
+        &self,
+        shard: u32,
+    ) -> Result<admin::MergeShardsResponse, ClientError> {
+        let request = admin::MergeShardsRequest { shard_id: shard };
+        self.caller
+            .call(
+                "merge_shards",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).merge_shards(request).await,
+            )
+            .await
+    }
+
+    /// Gives up a merge that either of its shards names.
+    pub async fn cancel_merge(
+        &self,
+        shard: u32,
+    ) -> Result<admin::CancelMergeResponse, ClientError> {
+        let request = admin::CancelMergeRequest { shard_id: shard };
+        self.caller
+            .call(
+                "cancel_merge",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).cancel_merge(request).await,
+            )
+            .await
+    }
+
     /// Hands the leadership of a shard to the replica on `node`; answered when it leads.
     pub async fn transfer_leader(
         &self,

@@ -25,7 +25,7 @@ mod splits;
 
 pub use self::events::{ACTOR_BYTES_MAX, Actor, EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
-pub use self::merges::{MERGES_MAX, Merge, MergeReason, MergeStep};
+pub use self::merges::{MERGES_MAX, Merge, MergeReason, MergeRefusal, MergeStep};
 pub use self::meta::{MetaCommand, MetaReply, MetaState, apply_meta};
 pub use self::moves::{ConfigVersion, Move, MoveId, MoveReason, MoveStep};
 pub use self::policy::{Policy, PolicyChange, PolicyError, PolicyLimit};
@@ -122,6 +122,13 @@ impl ShardMap {
     /// The shard of this number.
     pub fn shard(&self, shard_id: ShardId) -> Option<&ShardDescriptor> {
         self.shards.iter().find(|shard| shard.shard_id == shard_id)
+    }
+
+    /// The shard with the slots after those of this one; none when it has the last, or is none.
+    pub fn right_of(&self, shard_id: ShardId) -> Option<&ShardDescriptor> {
+        let mut shards = self.shards.iter();
+        shards.find(|shard| shard.shard_id == shard_id)?;
+        shards.next()
     }
 
     /// The node of this number.

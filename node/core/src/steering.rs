@@ -11,7 +11,7 @@
 //!
 //! The order of a plan: `members` (the meta group's own), `standings` (who is given up or
 //! back), `recoveries` (shards that lost their majority), `moves` (those that run), `splits`,
-//! `leaders`, `starts` (new moves). `problem` asks the placement solver, once for each plan;
+//! `merges`, `leaders`, `starts` (new moves). `problem` asks the placement solver, once for each plan;
 //! `drain` tells operators how far a drain is and what it would break.
 //!
 //! Invariants: a plan has at most one change of members for each group; starts at most as
@@ -21,6 +21,7 @@
 mod drain;
 mod leaders;
 mod members;
+mod merges;
 mod moves;
 mod problem;
 mod recoveries;
@@ -34,6 +35,7 @@ use std::collections::BTreeSet;
 
 pub use self::drain::{DrainDanger, DrainStatus, DrainStep, drain_danger, drain_status};
 pub use self::leaders::{LEADER_TRANSFERS_PER_NODE_MAX, PREFERRED_LEADERS_MAX};
+pub use self::merges::{FREEZE_MS_MAX, MERGE_PAUSE_MS, SMALL_PART};
 pub use self::problem::{LOAD_STEP_PER_SECOND, SIZE_STEP_BYTES};
 pub use self::seen::{FollowerSeen, LAG_ENTRIES_MAX, MetaSeen, NodeSeen, Seen, ShardSeen};
 pub use self::splits::SPLIT_PAUSE_MS;
@@ -59,7 +61,9 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     planner.plan_running_moves();
     planner.plan_strays();
     planner.plan_running_splits();
+    planner.plan_running_merges();
     planner.plan_new_split();
+    planner.plan_new_merge();
     let wishes = planner.wishes();
     planner.plan_leaders(&wishes);
     planner.plan_transfers();

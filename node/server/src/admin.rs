@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{
-    JoinToken, META_SHARD, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor, SplitReason,
-    Standing,
+    JoinToken, META_SHARD, MergeReason, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor,
+    SplitReason, Standing,
 };
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
-    ChecksumShardRequest, ChecksumShardResponse, Event, ForgetNodeRequest, ForgetNodeResponse,
-    GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
-    GetJoinTokenResponse, GetPolicyRequest, GetPolicyResponse, GetRecoveryRequest,
-    GetRecoveryResponse, ListEventsRequest, ListEventsResponse, ListMovesRequest,
-    ListMovesResponse, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
-    MeasureAppendRequest, MeasureAppendResponse, Move, NodeStatus, RecoverShardRequest,
+    CancelMergeRequest, CancelMergeResponse, ChecksumShardRequest, ChecksumShardResponse, Event,
+    ForgetNodeRequest, ForgetNodeResponse, GetClusterRequest, GetClusterResponse, GetDrainRequest,
+    GetDrainResponse, GetJoinTokenRequest, GetJoinTokenResponse, GetPolicyRequest,
+    GetPolicyResponse, GetRecoveryRequest, GetRecoveryResponse, ListEventsRequest,
+    ListEventsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
+    ListShardsRequest, ListShardsResponse, MeasureAppendRequest, MeasureAppendResponse,
+    MergeShardsRequest, MergeShardsResponse, Move, NodeStatus, RecoverShardRequest,
     RecoverShardResponse, ReplicaStatus, RestartNodeRequest, RestartNodeResponse,
     RotateJoinTokenRequest, RotateJoinTokenResponse, SetPolicyRequest, SetPolicyResponse,
     SetStandingRequest, SetStandingResponse, ShardStatus, SplitShardRequest, SplitShardResponse,
@@ -37,7 +38,8 @@ use tonic::{Code, Request, Response, Status};
 
 use self::asker::Asker;
 use self::convert::{
-    policy_change, policy_to_proto, split_to_proto, standing_from_proto, standing_to_proto,
+    merge_to_proto, policy_change, policy_to_proto, split_to_proto, standing_from_proto,
+    standing_to_proto,
 };
 use crate::gateway::errors::Failure;
 use crate::identity::random_id;
@@ -95,6 +97,7 @@ fn refused(refusal: &MetaRefusal) -> Status {
         MetaRefusal::Split(_) | MetaRefusal::ShardIsMoving { .. } => {
             (Code::FailedPrecondition, "SHARD_NOT_SPLIT")
         }
+        MetaRefusal::Merge(_) => (Code::FailedPrecondition, "SHARD_NOT_MERGED"),
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
@@ -674,6 +677,49 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn merge_shards(
+        &self,
+        request: Request<MergeShardsRequest>,
+    ) -> Result<Response<MergeShardsResponse>, Status> {
+        let by = Asker::of(request.metadata())?;
+        let shard_id = self
+            .descriptor(ShardId(request.into_inner().shard_id))?
+            .shard_id;
+        let meta = self.node.cluster().meta();
+        let before = meta.map.right_of(shard_id).map(|shard| shard.shard_id);
+        let command = MetaCommand::StartMerge {
+            shard_id,
+            reason: MergeReason::Asked,
+            epoch: None,
+            at: crate::shard::now(),
+        };
+        self.meta_by(by, command).await?;
+        let meta = self.node.cluster().meta();
+        let running = meta.merges.get(&shard_id);
+        let absorbed = running.map(|merge| merge.absorbed_shard_id).or(before);
+        Ok(Response::new(MergeShardsResponse {
+            absorbed_shard_id: absorbed.map_or(0, |shard| shard.0),
+        }))
+    }
+
+    async fn cancel_merge(
+        &self,
+        request: Request<CancelMergeRequest>,
+    ) -> Result<Response<CancelMergeResponse>, Status> {
+        let by = Asker::of(request.metadata())?;
+        let shard_id = ShardId(request.into_inner().shard_id);
+        let meta = self.node.cluster().meta();
+        let changed = match meta.merge_of(shard_id) {
+            Some(merge) => {
+                let (merge_id, at) = (merge.merge_id, crate::shard::now());
+                let command = MetaCommand::CancelMerge { merge_id, at };
+                self.meta_by(by, command).await?
+            }
+            None => false,
+        };
+        Ok(Response::new(CancelMergeResponse { changed }))
+    }
+
     async fn list_moves(
         &self,
         _: Request<ListMovesRequest>,
@@ -723,6 +769,7 @@ impl Admin for AdminService {
             moves: moves.collect(),
             waits,
             splits: meta.splits.values().map(split_to_proto).collect(),
+            merges: meta.merges.values().map(merge_to_proto).collect(),
         }))
     }
 

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use carillon_proto::ACTOR_METADATA_KEY;
 use carillon_proto::admin::{
-    ChecksumShardRequest, Event, ForgetNodeRequest, GetClusterRequest, GetClusterResponse,
-    GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, GetRecoveryRequest,
+    CancelMergeRequest, ChecksumShardRequest, Event, ForgetNodeRequest, GetClusterRequest,
+    GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, GetRecoveryRequest,
     GetRecoveryResponse, ListEventsRequest, ListMovesRequest, ListNodesRequest, ListShardsRequest,
-    NodeStatus, RecoverShardRequest, RestartNodeRequest, SetPolicyRequest, SetStandingRequest,
-    ShardStatus, SplitShardRequest, Standing, TransferLeaderRequest, TriggerSnapshotRequest,
-    replica_status::Role,
+    Merge, MergeShardsRequest, NodeStatus, RecoverShardRequest, RestartNodeRequest,
+    SetPolicyRequest, SetStandingRequest, ShardStatus, SplitShardRequest, Standing,
+    TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataValue;
@@ -29,6 +29,15 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(15);
 const PURGE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a checksum of one shard may take.
 const CHECKSUM_LIMIT: Duration = Duration::from_secs(20);
+
+/// How a merge has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeEnd {
+    /// One shard is left.
+    Merged,
+    /// Both are as before.
+    Cancelled,
+}
 
 impl Cluster {
     /// The admin client of one node.
@@ -186,6 +195,90 @@ impl Cluster {
         let mut admin = self.admin()?;
         let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
         Ok(moves.await?.into_inner().splits.is_empty())
+    }
+
+    /// Begins to merge a shard with its right neighbour; the number of the neighbour.
+    pub async fn merge(&self, shard_id: u32) -> Result<u32> {
+        let mut admin = self.admin()?;
+        let request = MergeShardsRequest { shard_id };
+        let answer = admin.merge_shards(rpc::within(request, QUESTION_LIMIT));
+        Ok(answer.await?.into_inner().absorbed_shard_id)
+    }
+
+    /// Gives up a merge.
+    pub async fn cancel_merge(&self, shard_id: u32) -> Result<bool> {
+        let mut admin = self.admin()?;
+        let request = CancelMergeRequest { shard_id };
+        let answer = admin.cancel_merge(rpc::within(request, QUESTION_LIMIT));
+        Ok(answer.await?.into_inner().changed)
+    }
+
+    /// Waits until a merge of a shard has ended, each shard has a leader, and says how it ended.
+    pub async fn wait_merge(
+        &self,
+        shard_id: u32,
+        absorbed_shard_id: u32,
+        limit: Duration,
+    ) -> Result<MergeEnd> {
+        self.wait_no_merges(limit).await?;
+        let shards = self.wait_each_led(limit).await?;
+        let is_there = |id: u32| shards.iter().any(|shard| shard.shard_id == id);
+        ensure!(is_there(shard_id), "shard {shard_id} is gone: {shards:?}");
+        Ok(match is_there(absorbed_shard_id) {
+            true => MergeEnd::Cancelled,
+            false => MergeEnd::Merged,
+        })
+    }
+
+    /// Waits until each shard that there is has a leader; the shards.
+    pub async fn wait_each_led(&self, limit: Duration) -> Result<Vec<ShardStatus>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let shards = self.shards().await?;
+            if shards.iter().all(|shard| shard.leader_node != 0) {
+                return Ok(shards);
+            }
+            if Instant::now() >= deadline {
+                bail!("not all shards are led after {limit:?}: {shards:?}");
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Waits until no shards are being merged.
+    pub async fn wait_no_merges(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let last = match self.merges().await {
+                Ok(merges) if merges.is_empty() => return Ok(()),
+                Ok(merges) => format!("{merges:?}"),
+                Err(error) => format!("{error:#}"),
+            };
+            if Instant::now() >= deadline {
+                bail!("merges run after {limit:?}: {last}");
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn merges(&self) -> Result<Vec<Merge>> {
+        let mut admin = self.admin()?;
+        let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
+        Ok(moves.await?.into_inner().merges)
+    }
+
+    /// The node that leads the meta group, once there is one.
+    pub async fn meta_leader(&self, limit: Duration) -> Result<u64> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let shards = self.shards().await?;
+            let meta = shards.iter().find(|shard| shard.shard_id == 0);
+            match meta.map_or(0, |meta| meta.leader_node) {
+                0 => ensure!(Instant::now() < deadline, "the meta group has no leader"),
+                leader => return Ok(leader),
+            }
+            sleep(POLL_INTERVAL).await;
+        }
     }
 
     /// Changes the policy of the cluster.

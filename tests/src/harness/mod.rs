@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep};
 
+pub use admin::MergeEnd;
 pub use config::{Addresses, ClusterOptions, NodeOptions, SmallDisk};
 pub use http::get as http_get;
 pub use network::Network;

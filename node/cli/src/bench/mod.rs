@@ -11,6 +11,7 @@ mod fleet;
 mod frames;
 mod history;
 mod idle;
+mod merge;
 mod meter;
 mod nodes;
 mod pacer;
@@ -73,6 +74,8 @@ enum BenchCommand {
     Failover(failover::FailoverArguments),
     /// Restarting all nodes one after the other under a load of clients of the SDK.
     Roll(roll::RollArguments),
+    /// Merging shards one pair after the other under the same load.
+    Merge(merge::MergeArguments),
     /// Splitting shards one after the other under the same load.
     Split(split::SplitArguments),
 }
@@ -156,6 +159,10 @@ async fn measure(
         Some(BenchCommand::Roll(arguments)) => {
             let report = roll::run(arguments, targets).await?;
             sink.put("roll", &report, roll::RollReport::show)?;
+        }
+        Some(BenchCommand::Merge(arguments)) => {
+            let report = merge::run(arguments, targets).await?;
+            sink.put("merge", &report, merge::MergeReport::show)?;
         }
         Some(BenchCommand::Split(arguments)) => {
             let report = split::run(arguments, targets).await?;

@@ -3,6 +3,7 @@
 mod actor;
 mod check;
 mod membership;
+mod merge;
 mod policy;
 mod recover;
 pub(crate) mod roll;
@@ -47,6 +48,8 @@ pub enum AdminCommand {
     Transfer(TransferArguments),
     /// Make two shards of one, on the same nodes; nothing is copied.
     Split(split::SplitArguments),
+    /// Let a shard take over its neighbour with the next slots.
+    Merge(merge::MergeArguments),
     /// Empty a node: of leaders, or of everything.
     Drain(membership::DrainArguments),
     /// Let a node keep what it has and get nothing new.
@@ -133,6 +136,7 @@ pub async fn run(
         AdminCommand::Shards(arguments) => shards(&admin, &arguments, output).await?,
         AdminCommand::Transfer(arguments) => transfer(&admin, &arguments, output).await?,
         AdminCommand::Split(arguments) => return split::run(&admin, &arguments, output).await,
+        AdminCommand::Merge(arguments) => return merge::run(&admin, &arguments, output).await,
         AdminCommand::Drain(arguments) => {
             return membership::drain(&admin, &arguments, output).await;
         }

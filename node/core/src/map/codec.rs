@@ -214,6 +214,7 @@ impl Policy {
             leader_zone: _,
             shard_gib_max: _,
             shard_commands_per_s_max: _,
+            shards_min: _,
         } = self;
         for number in [
             down_after_s,
@@ -246,12 +247,14 @@ impl Policy {
         put_text(out, &self.leader_zone.0);
         put_varint(out, u64::from(self.shard_gib_max));
         put_varint(out, u64::from(self.shard_commands_per_s_max));
+        put_varint(out, u64::from(self.shards_min));
     }
 
     fn read_later(&mut self, reader: &mut Reader<'_>) -> Result<(), Corrupt> {
         self.leader_zone = Zone(reader.text()?);
         self.shard_gib_max = reader.varint32()?;
         self.shard_commands_per_s_max = reader.varint32()?;
+        self.shards_min = reader.varint32()?;
         Ok(())
     }
 }
@@ -270,6 +273,7 @@ impl PolicyChange {
             leader_zone: _,
             shard_gib_max: _,
             shard_commands_per_s_max: _,
+            shards_min: _,
         } = self;
         for number in [
             down_after_s,
@@ -307,6 +311,7 @@ impl PolicyChange {
         self.leader_zone.is_some()
             || self.shard_gib_max.is_some()
             || self.shard_commands_per_s_max.is_some()
+            || self.shards_min.is_some()
     }
 
     /// What the first version had not.
@@ -314,7 +319,11 @@ impl PolicyChange {
         write_option(out, self.leader_zone.as_ref(), |zone, out| {
             put_text(out, &zone.0);
         });
-        for number in [self.shard_gib_max, self.shard_commands_per_s_max] {
+        for number in [
+            self.shard_gib_max,
+            self.shard_commands_per_s_max,
+            self.shards_min,
+        ] {
             write_option(out, number.as_ref(), |number, out| {
                 put_varint(out, u64::from(*number));
             });
@@ -325,6 +334,7 @@ impl PolicyChange {
         self.leader_zone = read_option(reader, |reader| Ok(Zone(reader.text()?)))?;
         self.shard_gib_max = read_option(reader, |reader| reader.varint32())?;
         self.shard_commands_per_s_max = read_option(reader, |reader| reader.varint32())?;
+        self.shards_min = read_option(reader, |reader| reader.varint32())?;
         Ok(())
     }
 }
@@ -419,6 +429,7 @@ impl MoveReason {
             2 => MoveReason::Drain,
             3 => MoveReason::Balance,
             4 => MoveReason::Asked,
+            5 => MoveReason::Merge,
             _ => return Err(reader.corrupt("a move's reason is unknown")),
         })
     }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use super::Replica;
+use super::merges::MergeReason;
 use super::moves::{Move, MoveId, MoveReason};
 use super::recovery::LogPosition;
 use super::registry::Standing;
@@ -121,6 +122,29 @@ pub enum EventKind {
         /// The new one.
         new_shard_id: ShardId,
     },
+    /// A shard takes over its right neighbour.
+    MergeStarted {
+        /// The shard.
+        shard_id: ShardId,
+        /// The neighbour.
+        absorbed_shard_id: ShardId,
+        /// Why.
+        reason: MergeReason,
+    },
+    /// Two shards have become one.
+    MergeFinished {
+        /// The shard that is left.
+        shard_id: ShardId,
+        /// The one that it took over.
+        absorbed_shard_id: ShardId,
+    },
+    /// A merge was given up; both shards are as before.
+    MergeCancelled {
+        /// The shard.
+        shard_id: ShardId,
+        /// The one that it would have taken over.
+        absorbed_shard_id: ShardId,
+    },
     /// The policy is another one.
     PolicyChanged,
     /// The old join token is worth nothing any more.
@@ -218,6 +242,28 @@ impl fmt::Display for EventKind {
             } => write!(
                 f,
                 "shard {shard_id} was split into itself and shard {new_shard_id}"
+            ),
+            EventKind::MergeStarted {
+                shard_id,
+                absorbed_shard_id,
+                reason,
+            } => write!(
+                f,
+                "shard {shard_id} begins to take over shard {absorbed_shard_id} ({reason})"
+            ),
+            EventKind::MergeFinished {
+                shard_id,
+                absorbed_shard_id,
+            } => write!(
+                f,
+                "shard {shard_id} has taken over shard {absorbed_shard_id}"
+            ),
+            EventKind::MergeCancelled {
+                shard_id,
+                absorbed_shard_id,
+            } => write!(
+                f,
+                "shard {shard_id} does not take over shard {absorbed_shard_id} after all"
             ),
             EventKind::PolicyChanged => f.write_str("the policy was changed"),
             EventKind::JoinTokenRotated => f.write_str("the join token was changed"),

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::events::{self, ACTOR_BYTES_MAX, Actor, Event, EventKind};
 use super::first::checked_map;
-use super::merges::Merge;
+use super::merges::{self, Merge, MergeReason, MergeStep};
 use super::moves::{self, Asked, ConfigVersion, Move, MoveId, MoveReason};
 use super::policy::{Policy, PolicyChange};
 use super::recovery::{self, LogPosition, Recovery};
@@ -238,6 +238,54 @@ pub enum MetaCommand {
         /// The proposer's clock.
         at: TimestampMs,
     },
+    /// Starts to merge a shard with its right neighbour, which it takes over.
+    StartMerge {
+        /// The shard that stays.
+        shard_id: ShardId,
+        /// Why.
+        reason: MergeReason,
+        /// Of the map that the decision was made on; refused when it is another by now. None of
+        /// an operator, who means it whatever else changes.
+        epoch: Option<Epoch>,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Both are on the same nodes: the one that goes may be frozen.
+    FreezeMerge {
+        /// The merge.
+        merge_id: MergeId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// All replicas of the one that goes keep what it is frozen with: it may be taken over. There
+    /// is no way back.
+    AbsorbMerge {
+        /// The merge.
+        merge_id: MergeId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// Gives up a merge that may still be.
+    CancelMerge {
+        /// The merge.
+        merge_id: MergeId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// The shard of a merge that was given up is thawed.
+    EndCancelledMerge {
+        /// The merge.
+        merge_id: MergeId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
+    /// The shard has taken over its neighbour: the map says so.
+    FinishMerge {
+        /// The merge.
+        merge_id: MergeId,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
     /// Makes a shard anew from one replica, because most of its replicas are on nodes that are
     /// given up. What only those had is lost.
     RecoverShard {
@@ -402,6 +450,30 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
             splits::start(state, &asked, at)
         }
         MetaCommand::FinishSplit { new_shard_id, at } => splits::finish(state, new_shard_id, at),
+        MetaCommand::StartMerge {
+            shard_id,
+            reason,
+            epoch,
+            at,
+        } => {
+            let asked = merges::Asked {
+                shard_id,
+                reason,
+                epoch,
+            };
+            merges::start(state, &asked, at)
+        }
+        MetaCommand::FreezeMerge { merge_id, at } => {
+            merges::advance(state, merge_id, MergeStep::Freezing, at)
+        }
+        MetaCommand::AbsorbMerge { merge_id, at } => {
+            merges::advance(state, merge_id, MergeStep::Absorbing, at)
+        }
+        MetaCommand::CancelMerge { merge_id, at } => merges::cancel(state, merge_id, at),
+        MetaCommand::EndCancelledMerge { merge_id, at } => {
+            merges::end_cancelled(state, merge_id, at)
+        }
+        MetaCommand::FinishMerge { merge_id, at } => merges::finish(state, merge_id, at),
         MetaCommand::RecoverShard {
             shard_id,
             survivor,
@@ -483,7 +555,10 @@ fn create(
         next_node_id: NodeId(last_node + 1),
         next_move_id: MoveId(1),
         next_shard_id: ShardId(map.shards.len() as u32 + 1),
-        policy: Policy::default(),
+        policy: Policy {
+            shards_min: (map.shards.len() as u32).max(1),
+            ..Policy::default()
+        },
         standings: active.collect(),
         drains: BTreeMap::new(),
         map,

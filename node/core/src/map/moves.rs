@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::events::EventKind;
+use super::merges::MergeStep;
 use super::meta::{MetaReply, MetaState};
 use super::refusal::MetaRefusal;
 use super::registry::Standing;
@@ -100,6 +101,8 @@ pub enum MoveReason {
     Balance = 3,
     /// An operator asked for it.
     Asked = 4,
+    /// The shard is to be merged with one that is there.
+    Merge = 5,
 }
 
 impl fmt::Display for MoveReason {
@@ -109,6 +112,7 @@ impl fmt::Display for MoveReason {
             MoveReason::Drain => "drain",
             MoveReason::Balance => "balance",
             MoveReason::Asked => "asked for",
+            MoveReason::Merge => "merge",
         })
     }
 }
@@ -214,6 +218,14 @@ pub(super) fn start(
             new_shard_id,
         }
         .into());
+    }
+    if let Some(merge) = state.merge_of(shard_id) {
+        let gathers = asked.reason == MoveReason::Merge
+            && merge.step == MergeStep::Gathering
+            && merge.absorbed_shard_id == shard_id;
+        if !gathers {
+            state.check_not_merging(shard_id)?;
+        }
     }
     if let Some(running) = state.recoveries.get(&shard_id) {
         return Err(MetaRefusal::ShardIsRecovering {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::NODES_MAX;
+use super::{NODES_MAX, SHARDS_MAX};
 use crate::placement::Zone;
 
 /// When nodes count as down or lost, how much moves at once, and who leads.
@@ -36,6 +36,10 @@ pub struct Policy {
     /// A shard that has more commands per second to apply, over about a minute, is split.
     /// Default 50,000; from 100 to 1,000,000, or 0 for never.
     pub shard_commands_per_s_max: u32,
+    /// Shards that stay however small they are; above it, small neighbours are merged. At first
+    /// as many as the cluster began with; a split that somebody asks for adds one, a merge lowers
+    /// it to what is left. From 1 to [`SHARDS_MAX`](super::SHARDS_MAX), which is never to merge.
+    pub shards_min: u32,
     /// The zone that shards are led from while it has healthy nodes with replicas of them,
     /// evenly among those. Default empty: from anywhere. At most
     /// [`NODE_TEXT_BYTES_MAX`](super::NODE_TEXT_BYTES_MAX) bytes.
@@ -54,6 +58,7 @@ impl Default for Policy {
             balance: true,
             shard_gib_max: 32,
             shard_commands_per_s_max: 50_000,
+            shards_min: SHARDS_MAX,
             leader_zone: Zone::default(),
         }
     }
@@ -80,6 +85,8 @@ pub struct PolicyChange {
     pub shard_gib_max: Option<u32>,
     /// As in [`Policy`].
     pub shard_commands_per_s_max: Option<u32>,
+    /// As in [`Policy`].
+    pub shards_min: Option<u32>,
     pub leader_zone: Option<Zone>,
 }
 
@@ -102,6 +109,7 @@ impl PolicyChange {
             shard_commands_per_s_max: self
                 .shard_commands_per_s_max
                 .unwrap_or(policy.shard_commands_per_s_max),
+            shards_min: self.shards_min.unwrap_or(policy.shards_min),
             leader_zone: self
                 .leader_zone
                 .clone()
@@ -122,6 +130,7 @@ impl From<Policy> for PolicyChange {
             balance: Some(policy.balance),
             shard_gib_max: Some(policy.shard_gib_max),
             shard_commands_per_s_max: Some(policy.shard_commands_per_s_max),
+            shards_min: Some(policy.shards_min),
             leader_zone: Some(policy.leader_zone),
         }
     }
@@ -146,6 +155,8 @@ pub enum PolicyLimit {
     ShardSize = 7,
     /// [`Policy::shard_commands_per_s_max`].
     ShardLoad = 8,
+    /// [`Policy::shards_min`].
+    Shards = 9,
 }
 
 impl fmt::Display for PolicyLimit {
@@ -159,6 +170,7 @@ impl fmt::Display for PolicyLimit {
             PolicyLimit::SnapshotRate => "snapshot_kib_per_s_max",
             PolicyLimit::ShardSize => "shard_gib_max",
             PolicyLimit::ShardLoad => "shard_commands_per_s_max",
+            PolicyLimit::Shards => "shards_min",
         })
     }
 }
@@ -247,6 +259,7 @@ impl Policy {
                 SHARD_COMMANDS_PER_S_MAX,
             )?;
         }
+        check(PolicyLimit::Shards, self.shards_min, 1, SHARDS_MAX)?;
         Ok(())
     }
 

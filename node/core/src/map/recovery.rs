@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 
 use super::events::EventKind;
+use super::merges::MergeStep;
 use super::meta::{MetaReply, MetaState};
 use super::moves::{Move, MoveStep};
 use super::refusal::MetaRefusal;
@@ -126,6 +127,17 @@ pub(super) fn recover(
             new_shard_id,
         }
         .into());
+    }
+    if let Some(merge) = state.merge_of(shard_id) {
+        // Frozen, it is thawed or taken over first; what takes it over may be made anew.
+        let waits = match merge.step {
+            MergeStep::Freezing => true,
+            MergeStep::Absorbing => merge.absorbed_shard_id == shard_id,
+            MergeStep::Gathering | MergeStep::Thawing => false,
+        };
+        if waits {
+            state.check_not_merging(shard_id)?;
+        }
     }
     if state.may_have_majority(shard) {
         return Err(MetaRefusal::ShardHasMajority { shard_id });

@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::MapError;
+use super::merges::MergeRefusal;
 use super::moves::{MoveId, MoveStep};
 use super::policy::PolicyError;
 use super::registry::Standing;
@@ -211,6 +212,9 @@ pub enum MetaRefusal {
     /// The shard is not split, or not moved while it is.
     #[error(transparent)]
     Split(#[from] SplitRefusal),
+    /// The shard is not merged, or nothing else happens to it while it is.
+    #[error(transparent)]
+    Merge(#[from] MergeRefusal),
     /// The shard can go on without being made anew.
     #[error(
         "shard {shard_id} keeps a majority on nodes that are not given up; bring those back, or give up the nodes that are gone for good"

@@ -147,6 +147,7 @@ pub(super) fn start(
         }
         .into());
     }
+    state.check_not_merging(shard_id)?;
     if let Some(running) = state.moves.get(&shard_id) {
         return Err(MetaRefusal::ShardIsMoving {
             shard_id,
@@ -242,6 +243,12 @@ pub(super) fn finish(
         .expect("a split was checked when it was started");
     shards[place].slots = before;
     shards.insert(place + 1, new.expect("as above"));
+    let shards_now = shards.len() as u32;
+    if split.reason == SplitReason::Asked {
+        // What somebody asked for is not merged again because it is small.
+        let min = &mut state.policy.shards_min;
+        *min = min.saturating_add(1).clamp(1, shards_now);
+    }
     state.splits.remove(&shard_id);
     state.last_split_at = at;
     state.record(

@@ -57,7 +57,9 @@ impl Planner<'_> {
             if let Some(leader) = placement.preferred_leader {
                 wishes.leaders.insert(shard.shard_id, leader);
             }
-            if !self.state.moves.contains_key(&shard.shard_id) {
+            let shard_id = shard.shard_id;
+            let moves = self.state.moves.contains_key(&shard_id);
+            if !moves && self.state.merge_of(shard_id).is_none() {
                 self.wish(shard, placement, &mut wishes.moves);
             }
         }

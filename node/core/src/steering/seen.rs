@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::ids::{NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{ConfigVersion, Replica};
+use crate::merging::{MergeId, MergeMark};
 
 /// What was seen, by the node that leads the meta group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,9 @@ pub struct Seen {
     pub nodes: BTreeMap<NodeId, NodeSeen>,
     /// By shard, as its leader says. One without a known leader is missing.
     pub shards: BTreeMap<ShardId, ShardSeen>,
+    /// The merge for which a replica is frozen, with all that it is frozen with on disk; of those
+    /// that are.
+    pub kept_frozen: BTreeMap<ReplicaId, MergeId>,
     /// The meta group.
     pub meta: MetaSeen,
 }
@@ -51,6 +55,8 @@ pub struct ShardSeen {
     pub size_bytes: u64,
     /// How much it does, in commands per second.
     pub load_per_second: u64,
+    /// What merges have done to it.
+    pub mark: MergeMark,
 }
 
 /// What a leader says of a follower.

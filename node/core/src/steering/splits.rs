@@ -88,6 +88,9 @@ impl Planner<'_> {
         if self.state.moves.contains_key(&shard_id) {
             return Some("it moves".to_owned());
         }
+        if self.state.merge_of(shard_id).is_some() {
+            return Some("it is being merged".to_owned());
+        }
         let last = self.state.last_split_at.0;
         let next = last.saturating_add(SPLIT_PAUSE_MS);
         if last > 0 && self.seen.now.0 < next {

@@ -12,7 +12,7 @@ use super::moves::same;
 use super::problem::{Wish, Wishes, size_bytes};
 use super::{Planner, Wait};
 use crate::ids::{Epoch, NodeId, ShardId};
-use crate::map::{MetaCommand, MoveReason, ShardDescriptor, Standing};
+use crate::map::{Merge, MetaCommand, MoveReason, ShardDescriptor, Standing};
 use crate::placement::{Assignment, solve};
 
 impl Planner<'_> {
@@ -99,6 +99,16 @@ impl Planner<'_> {
         if let Some(shard_id) = state.recoveries.keys().next() {
             return Some(format!("shard {shard_id} is made anew"));
         }
+        if let Some(merge) = state.merges.values().next() {
+            let Merge {
+                shard_id,
+                absorbed_shard_id,
+                ..
+            } = merge;
+            return Some(format!(
+                "shard {shard_id} takes over shard {absorbed_shard_id}"
+            ));
+        }
         let mut shards = state.map.shards.iter();
         let unseen = shards.find(|shard| !self.seen.shards.contains_key(&shard.shard_id));
         unseen.map(|shard| format!("shard {} has no leader", shard.shard_id))
@@ -169,7 +179,7 @@ impl Planner<'_> {
     }
 
     /// The node has room for the shard beside all that it has or is to get.
-    fn has_room(&self, node: NodeId, shard_id: ShardId, starts: &Starts) -> bool {
+    pub(super) fn has_room(&self, node: NodeId, shard_id: ShardId, starts: &Starts) -> bool {
         let state = self.state;
         let Some(info) = state.map.node(node) else {
             return false;
@@ -241,7 +251,7 @@ struct Balance {
 
 /// What a plan starts.
 #[derive(Default)]
-struct Starts {
+pub(super) struct Starts {
     count: usize,
     /// Where each shard goes.
     shards: BTreeMap<ShardId, Option<NodeId>>,

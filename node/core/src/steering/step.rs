@@ -2,6 +2,7 @@
 
 use crate::ids::{NodeId, ShardId};
 use crate::map::{ConfigVersion, MetaCommand, Replica};
+use crate::merging::MergeId;
 
 /// Something to do.
 ///
@@ -55,6 +56,43 @@ pub enum Step {
         /// The shard that it makes.
         new_shard_id: ShardId,
     },
+    /// Let the shard's group freeze it for a merge. Answered when it is.
+    FreezeShard {
+        /// The shard.
+        shard_id: ShardId,
+        /// Where its leader is.
+        leader: NodeId,
+        /// The merge.
+        merge_id: MergeId,
+    },
+    /// Let the nodes of a frozen shard keep what it has, all of them at once. Answered when it is
+    /// on disk.
+    KeepFrozen {
+        /// The shard.
+        shard_id: ShardId,
+        /// Where its replicas are.
+        nodes: Vec<NodeId>,
+        /// The merge.
+        merge_id: MergeId,
+    },
+    /// Let the shard's group thaw it, because the merge was given up.
+    ThawShard {
+        /// The shard.
+        shard_id: ShardId,
+        /// Where its leader is.
+        leader: NodeId,
+        /// The merge.
+        merge_id: MergeId,
+    },
+    /// Let the shard's group take over its right neighbour, which all its nodes keep frozen.
+    AbsorbShard {
+        /// The shard that stays.
+        shard_id: ShardId,
+        /// Where its leader is.
+        leader: NodeId,
+        /// The merge.
+        merge_id: MergeId,
+    },
     /// Let another voter lead. Of the meta group when the shard is
     /// [`META_SHARD`](crate::map::META_SHARD).
     TransferLeader {
@@ -86,6 +124,19 @@ pub enum Step {
         /// What it was decided on.
         config: ConfigVersion,
     },
+}
+
+impl Step {
+    /// It is about a merge, for which clients may be waiting.
+    pub fn is_of_a_merge(&self) -> bool {
+        matches!(
+            self,
+            Step::FreezeShard { .. }
+                | Step::KeepFrozen { .. }
+                | Step::ThawShard { .. }
+                | Step::AbsorbShard { .. }
+        )
+    }
 }
 
 /// What to do now.

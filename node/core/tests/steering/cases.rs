@@ -1,5 +1,7 @@
 //! Named cases: one situation, and the steps that it leads to.
 
+use std::collections::BTreeMap;
+
 use carillon_core::map::{
     ConfigVersion, DrainPurpose, JoinToken, MetaCommand, MetaRefusal, MetaReply, MetaState,
     MoveReason, NodeInfo, PolicyChange, SplitReason, SplitRefusal, Standing, apply_meta,
@@ -104,6 +106,7 @@ pub fn healthy(state: &MetaState) -> Seen {
         now: AT,
         nodes: nodes.iter().map(|node| (*node, up)).collect(),
         shards: shards.collect(),
+        kept_frozen: BTreeMap::new(),
         meta: MetaSeen {
             leader: nodes[0],
             config,

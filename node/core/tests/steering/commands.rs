@@ -2,9 +2,10 @@
 //! written and read back as they are.
 
 use carillon_core::map::{
-    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MetaReply, MetaState, MoveId,
-    MoveReason, NodeInfo, Policy, SplitReason, Standing, apply_meta, initial_map,
+    Actor, ConfigVersion, JoinToken, LogPosition, MergeReason, MetaCommand, MetaReply, MetaState,
+    MoveId, MoveReason, NodeInfo, Policy, SplitReason, Standing, apply_meta, initial_map,
 };
+use carillon_core::merging::MergeId;
 use carillon_core::placement::Zone;
 use carillon_core::{Epoch, NodeId, ReplicaId, SLOTS, ShardId, Slot, TimestampMs};
 use proptest::prelude::*;
@@ -53,6 +54,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
         Just(MoveReason::Drain),
         Just(MoveReason::Balance),
         Just(MoveReason::Asked),
+        Just(MoveReason::Merge),
     ];
     prop_oneof![
         2 => (4u64..9, 1u64..8, any::<bool>()).prop_map(move |(id, address, knows)| {
@@ -86,6 +88,20 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
             MetaCommand::StartSplit { shard_id, slot, reason: SplitReason::Asked, epoch, at }
         }),
         2 => (4u32..9).prop_map(move |shard| MetaCommand::FinishSplit { new_shard_id: ShardId(shard), at }),
+        2 => (shard_id(), prop::bool::weighted(0.9)).prop_map(move |(shard_id, right)| {
+            let epoch = (!right).then_some(Epoch(0));
+            MetaCommand::StartMerge { shard_id, reason: MergeReason::Asked, epoch, at }
+        }),
+        6 => (1u64..4, 0u8..5).prop_map(move |(merge, which)| {
+            let merge_id = MergeId(merge);
+            match which {
+                0 => MetaCommand::FreezeMerge { merge_id, at },
+                1 => MetaCommand::AbsorbMerge { merge_id, at },
+                2 => MetaCommand::CancelMerge { merge_id, at },
+                3 => MetaCommand::EndCancelledMerge { merge_id, at },
+                _ => MetaCommand::FinishMerge { merge_id, at },
+            }
+        }),
         1 => "[a-z]{0,3}".prop_map(move |token| MetaCommand::RotateJoinToken { token: JoinToken(token), at }),
         4 => (shard_id(), (1u64..30).prop_map(ReplicaId)).prop_map(move |(shard_id, survivor)| {
             MetaCommand::RecoverShard { shard_id, survivor, last: LogPosition::default(), at }

@@ -3,7 +3,8 @@
 //! group survives: that would be a loss whatever the steering does.
 
 use carillon_core::map::{
-    META_SHARD, MetaCommand, MoveReason, MoveStep, Policy, PolicyChange, SplitReason, Standing,
+    META_SHARD, MergeReason, MetaCommand, MoveReason, MoveStep, Policy, PolicyChange, SplitReason,
+    Standing,
 };
 use carillon_core::{NodeId, ShardId, Slot};
 
@@ -131,7 +132,7 @@ impl World {
         let shards = self.state.map.shards.iter();
         let shards: Vec<ShardId> = shards.map(|shard| shard.shard_id).collect();
         let shard_id = self.rng.pick(&shards).expect("there are some");
-        let command = match self.rng.below(15) {
+        let command = match self.rng.below(19) {
             0 | 1 => set(Standing::DRAINING_FOR_REMOVAL),
             2 => set(Standing::DRAINING_FOR_RESTART),
             3 => set(Standing::Cordoned),
@@ -185,6 +186,19 @@ impl World {
                     epoch: None,
                     at,
                 }
+            }
+            15 | 16 => MetaCommand::StartMerge {
+                shard_id,
+                reason: MergeReason::Asked,
+                epoch: None,
+                at,
+            },
+            17 => {
+                let merges: Vec<_> = self.state.merges.values().map(|one| one.merge_id).collect();
+                let Some(merge_id) = self.rng.pick(&merges) else {
+                    return;
+                };
+                MetaCommand::CancelMerge { merge_id, at }
             }
             _ => MetaCommand::SetPolicy {
                 change: PolicyChange {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use carillon_core::NodeId;
 use carillon_core::ReplicaId;
 use carillon_core::map::{ConfigVersion, Replica};
+use carillon_core::merging::{MergeId, MergeMark};
 
 use crate::rng::Rng;
 
@@ -90,6 +91,12 @@ pub struct Group {
     /// The demoted stay learners: so in the meta group.
     pub keeps_demoted: bool,
     pub config_entries: u64,
+    /// What merges have done to the shard.
+    pub mark: MergeMark,
+    /// The entry by which it was frozen last.
+    pub frozen_entry: u64,
+    /// The entry by which it was thawed last.
+    pub thawed_entry: u64,
 }
 
 impl Group {
@@ -115,6 +122,49 @@ impl Group {
             has: voters.iter().map(|voter| (voter.replica_id, 1)).collect(),
             keeps_demoted,
             config_entries: 1,
+            mark: MergeMark::default(),
+            frozen_entry: 0,
+            thawed_entry: 0,
+        }
+    }
+
+    /// Commits an entry, when a majority answers that is not far behind.
+    pub fn commit_now(&mut self, reachable: impl Fn(&ReplicaKey) -> bool) -> bool {
+        let Some(leader) = self.leader else {
+            return false;
+        };
+        let entry = self.entries + 1;
+        let gets = |one: &ReplicaKey| {
+            *one == leader || reachable(one) && self.has(one.replica_id) + ENTRIES_PER_TICK >= entry
+        };
+        if !self.effective().quorum(gets) {
+            return false;
+        }
+        let members = self.effective().members().into_iter();
+        let getting: Vec<ReplicaKey> = members.filter(gets).collect();
+        self.entries = entry;
+        for member in getting {
+            self.has.insert(member.replica_id, entry);
+        }
+        self.committed_entries = entry;
+        true
+    }
+
+    /// Applies that it is frozen; nothing when that is late.
+    pub fn freeze(&mut self, merge_id: MergeId) {
+        if merge_id > self.mark.seen {
+            self.mark.frozen_by = Some(merge_id);
+            self.mark.seen = merge_id;
+            self.frozen_entry = self.entries;
+        }
+    }
+
+    /// Applies that it is thawed, or will not be frozen.
+    pub fn thaw(&mut self, merge_id: MergeId) {
+        if merge_id >= self.mark.seen {
+            self.mark.frozen_by = None;
+            self.mark.seen = merge_id;
+            self.thawed_entry = self.entries;
         }
     }
 

@@ -9,6 +9,8 @@ mod commands;
 mod faults;
 mod group;
 mod invariants;
+mod merge_cases;
+mod merging;
 mod recovery;
 mod rng;
 mod world;
@@ -21,7 +23,23 @@ const SEEDS: u64 = 6_000;
 /// Ticks with faults.
 const TICKS: u64 = 160;
 
-fn simulate(seed: u64, tracing: bool) -> u64 {
+/// What was done in the end.
+#[derive(Clone, Copy, Default)]
+struct Finished {
+    moves: u64,
+    merges: u64,
+}
+
+impl Finished {
+    fn and(self, other: Finished) -> Finished {
+        Finished {
+            moves: self.moves + other.moves,
+            merges: self.merges + other.merges,
+        }
+    }
+}
+
+fn simulate(seed: u64, tracing: bool) -> Finished {
     let mut world = World::new(seed, tracing);
     for _ in 0..TICKS {
         world.disturb();
@@ -29,16 +47,19 @@ fn simulate(seed: u64, tracing: bool) -> u64 {
     }
     world.calm_down();
     invariants::convergence::check(&mut world);
-    world.finished_moves
+    Finished {
+        moves: world.finished_moves,
+        merges: world.finished_merges,
+    }
 }
 
-fn range(seeds: impl Iterator<Item = u64>) -> u64 {
+fn range(seeds: impl Iterator<Item = u64>) -> Finished {
     let run = |seed| {
         catch_unwind(AssertUnwindSafe(|| simulate(seed, false))).unwrap_or_else(|_| {
             panic!("the cluster of seed {seed} failed; run it with CARILLON_TEST_SEED={seed}")
         })
     };
-    seeds.map(run).sum()
+    seeds.map(run).fold(Finished::default(), Finished::and)
 }
 
 #[test]
@@ -47,13 +68,15 @@ fn clusters_survive_faults_and_come_to_rest() {
         simulate(seed.parse().expect("a seed is a number"), true);
         return;
     }
-    let moves: u64 = std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         let halves = [0, 1].map(|half| scope.spawn(move || range((half..SEEDS).step_by(2))));
         halves
             .into_iter()
             .map(|half| half.join().expect("a seed failed"))
-            .sum()
+            .fold(Finished::default(), Finished::and)
     });
+    let Finished { moves, merges } = done;
     // The faults are worth nothing when nothing moves.
     assert!(moves > SEEDS, "only {moves} moves were finished");
+    assert!(merges > SEEDS / 4, "only {merges} merges were finished");
 }

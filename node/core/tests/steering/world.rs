@@ -9,6 +9,7 @@ use carillon_core::map::{
     JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, NodeInfo, Policy, Replica,
     apply_meta, initial_map,
 };
+use carillon_core::merging::MergeId;
 use carillon_core::placement::Zone;
 use carillon_core::steering::{
     FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, plan,
@@ -17,6 +18,7 @@ use carillon_core::{NodeId, ReplicaId, SLOTS, ShardId, TimestampMs};
 
 use crate::group::{Group, ReplicaKey};
 use crate::invariants;
+use crate::merging::Takeover;
 use crate::rng::Rng;
 
 pub const DOWN_AFTER_TICKS: u64 = 5;
@@ -48,6 +50,8 @@ pub struct Host {
     /// The meta group's state as far as it is applied here.
     pub view: Rc<MetaState>,
     pub replicas: BTreeSet<(ShardId, ReplicaId)>,
+    /// What it keeps on its disk of frozen shards, by replica.
+    pub kept_frozen: BTreeMap<ReplicaId, MergeId>,
 }
 
 impl Host {
@@ -71,10 +75,13 @@ pub struct World {
     pub last_plan: Plan,
     /// Learners that were added late, when their moves had been given up.
     pub late_learners: BTreeSet<ReplicaId>,
+    /// Shards that were taken over by others.
+    pub taken_over: BTreeMap<ShardId, Takeover>,
     pub ids: invariants::ids::Ids,
     /// Whether steps are late, doubled and lost.
     pub faulty: bool,
     pub finished_moves: u64,
+    pub finished_merges: u64,
     pub trace: Vec<String>,
     pub tracing: bool,
 }
@@ -95,6 +102,7 @@ fn host(number: u64, zone: u64, weight: u32) -> Host {
         last_heard: 0,
         view: Rc::default(),
         replicas: BTreeSet::new(),
+        kept_frozen: BTreeMap::new(),
     }
 }
 
@@ -156,6 +164,7 @@ impl World {
             moves_per_node_max: 1,
             lost_nodes_max: rng.below(3) as u32,
             balance: true,
+            shards_min: 1 + rng.below(6) as u32,
             ..Policy::default()
         };
         let at = TimestampMs(0);
@@ -201,9 +210,11 @@ impl World {
             leads_since: (None, 0),
             last_plan: Plan::default(),
             late_learners: BTreeSet::new(),
+            taken_over: BTreeMap::new(),
             ids: invariants::ids::Ids::default(),
             faulty: true,
             finished_moves: 0,
+            finished_merges: 0,
             trace: Vec::new(),
             tracing,
             rng,
@@ -302,6 +313,9 @@ impl World {
         for (shard_id, replica_id) in held {
             // What a split has left here may be newer than the view.
             if !view.names_replica(shard_id, replica_id) && replica_id < view.next_replica_id {
+                if self.is_needed_for_takeover(shard_id, node) {
+                    continue;
+                }
                 let replica = ReplicaKey {
                     replica_id,
                     node_id: node,
@@ -423,6 +437,12 @@ impl World {
 
     fn execute(&mut self, step: Step) {
         self.note(|| format!("{step:?}"));
+        if let Some(shard_id) = shard_of(&step)
+            && !self.groups.contains_key(&shard_id)
+        {
+            // It was taken over.
+            return;
+        }
         match step {
             Step::Propose(command) => {
                 if self.meta.leader.is_some() {
@@ -464,6 +484,10 @@ impl World {
                 new_shard_id,
                 ..
             } => self.split(shard_id, new_shard_id),
+            Step::FreezeShard { .. }
+            | Step::KeepFrozen { .. }
+            | Step::ThawShard { .. }
+            | Step::AbsorbShard { .. } => self.merge_step(step),
             Step::TransferLeader { shard_id, from, to } => self.transfer(shard_id, from, to),
             Step::MetaAddLearner { node_id, config } => {
                 self.meta.add_learner(meta_member(node_id), config);
@@ -506,7 +530,7 @@ impl World {
     }
 
     fn group(&mut self, shard_id: ShardId) -> &mut Group {
-        self.groups.get_mut(&shard_id).expect("shards stay")
+        self.groups.get_mut(&shard_id).expect("it is there")
     }
 
     fn transfer(&mut self, shard_id: ShardId, from: NodeId, to: NodeId) {
@@ -522,7 +546,7 @@ impl World {
             return;
         }
         let mut groups = std::mem::take(&mut self.groups);
-        let group = groups.get_mut(&shard_id).expect("shards stay");
+        let group = groups.get_mut(&shard_id).expect("it is there");
         if group.leader.is_some_and(|leader| leader.node_id == from) {
             group.transfer(to, |replica| self.serves(shard_id, replica));
         }
@@ -535,6 +559,10 @@ impl World {
 
     pub fn apply(&mut self, command: MetaCommand) -> MetaReply {
         let finishes = matches!(command, MetaCommand::FinishMove { .. });
+        let merged = match command {
+            MetaCommand::FinishMerge { merge_id, .. } => Some(merge_id),
+            _ => None,
+        };
         let before = self.state.clone();
         let mut state = MetaState::clone(&before);
         let reply = apply_meta(&mut state, command);
@@ -549,6 +577,11 @@ impl World {
         if finishes {
             self.finished_moves += 1;
         }
+        if let Some(merge_id) = merged {
+            self.finished_merges += 1;
+            let merge = before.merge(merge_id).expect("it ran");
+            self.groups.remove(&merge.absorbed_shard_id);
+        }
         invariants::state::check_change(&before, &state);
         self.state = Rc::new(state);
         reply
@@ -557,6 +590,7 @@ impl World {
     pub fn seen(&self, leader: Option<NodeId>) -> Seen {
         let mut seen = Seen {
             now: self.timestamp(),
+            kept_frozen: self.kept_frozen().collect(),
             ..Seen::default()
         };
         for host in &self.hosts {
@@ -629,6 +663,7 @@ impl World {
                 .collect(),
             size_bytes: self.size_bytes(shard_id) + self.now * 1_000,
             load_per_second: 300 + self.now % 100,
+            mark: group.mark,
         }
     }
 
@@ -671,6 +706,25 @@ impl World {
         let number = self.hosts.len() as u64 + 1;
         let zone = self.rng.below(3);
         self.hosts.push(host(number, zone, 1));
+    }
+}
+
+/// The shard that a step is about.
+fn shard_of(step: &Step) -> Option<ShardId> {
+    match step {
+        Step::AddLearner { shard_id, .. }
+        | Step::ChangeVoters { shard_id, .. }
+        | Step::RemoveLearner { shard_id, .. }
+        | Step::Split { shard_id, .. }
+        | Step::FreezeShard { shard_id, .. }
+        | Step::KeepFrozen { shard_id, .. }
+        | Step::ThawShard { shard_id, .. }
+        | Step::AbsorbShard { shard_id, .. } => Some(*shard_id),
+        Step::TransferLeader { shard_id, .. } => Some(*shard_id).filter(|id| *id != META_SHARD),
+        Step::Propose(_)
+        | Step::MetaAddLearner { .. }
+        | Step::MetaChangeVoters { .. }
+        | Step::MetaRemoveLearner { .. } => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Between the core's words and those of `carillon.admin.v1`.
 
-use carillon_core::map::{DrainPurpose, Policy, PolicyChange, Split, Standing};
+use carillon_core::map::{DrainPurpose, Merge, Policy, PolicyChange, Split, Standing};
 use carillon_core::placement::Zone;
 use carillon_proto::admin as proto;
 use carillon_proto::admin::SetPolicyRequest;
@@ -43,6 +43,7 @@ pub(super) fn policy_to_proto(policy: &Policy) -> proto::Policy {
         balance: policy.balance,
         shard_gib_max: policy.shard_gib_max,
         shard_commands_per_s_max: policy.shard_commands_per_s_max,
+        shards_min: policy.shards_min,
         leader_zone: policy.leader_zone.0.clone(),
     }
 }
@@ -58,6 +59,18 @@ pub(super) fn split_to_proto(split: &Split) -> proto::Split {
     }
 }
 
+/// A merge as operators see it.
+pub(super) fn merge_to_proto(merge: &Merge) -> proto::Merge {
+    proto::Merge {
+        merge_id: merge.merge_id.0,
+        shard_id: merge.shard_id.0,
+        absorbed_shard_id: merge.absorbed_shard_id.0,
+        step: merge.step.to_string(),
+        reason: merge.reason.to_string(),
+        started_at_ms: merge.started_at.0,
+    }
+}
+
 /// What operators change of it.
 pub(super) fn policy_change(request: &SetPolicyRequest) -> PolicyChange {
     PolicyChange {
@@ -70,6 +83,7 @@ pub(super) fn policy_change(request: &SetPolicyRequest) -> PolicyChange {
         balance: request.balance,
         shard_gib_max: request.shard_gib_max,
         shard_commands_per_s_max: request.shard_commands_per_s_max,
+        shards_min: request.shards_min,
         leader_zone: request.leader_zone.clone().map(Zone),
     }
 }

@@ -14,6 +14,7 @@ use carillon_core::ids::{NodeId, ReplicaId, ShardId};
 use carillon_core::map::{
     ConfigVersion, DrainPurpose, META_SHARD, MetaCommand, MetaReply, MetaState,
 };
+use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::steering::{
     FollowerSeen, LOAD_STEP_PER_SECOND, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step,
     drain_danger, drain_status, plan,
@@ -22,13 +23,16 @@ use carillon_log::failpoint;
 use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, Standing};
 use carillon_proto::internal::change_members_request::Change;
 use carillon_proto::internal::{
-    ChangeMembersRequest, GroupMember, GroupStatus, GroupVoters, ShardReplica, SplitShardRequest,
-    StatusResponse, TransferRequest,
+    ChangeMembersRequest, GroupMember, GroupStatus, GroupVoters, MergeRequest, ShardMerges,
+    ShardReplica, SplitShardRequest, StatusResponse, TransferRequest,
 };
 use carillon_raft::{Member, MemberChange};
+use futures_util::future::join_all;
+use tonic::{Response, Status};
 
 use super::Node;
 use super::replicas::meta_member;
+use crate::peer::Client;
 use crate::peer::group::{
     config_from_proto, config_of, config_to_proto, member_from_proto, member_of, member_to_proto,
     replica_of, version_of,
@@ -41,6 +45,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one step may take; what it began goes on, and is seen the next time.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a step of a merge: while a shard is frozen, nothing waits for a node that does
+/// not answer.
+const MERGE_STEP_TIMEOUT: Duration = Duration::from_secs(2);
 /// A load counts as changed when it changes by this part, and by a step.
 const LOAD_CHANGE_PART: u64 = 4;
 /// A follower that answered within this counts as answering.
@@ -94,8 +101,11 @@ impl Node {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut changes = self.cluster().watch_meta();
+        // Clients wait while a merge runs: what was done for it is looked at at once.
+        let mut hurries = false;
         loop {
             tokio::select! {
+                () = std::future::ready(()), if hurries => {}
                 _ = looks.tick() => {}
                 changed = changes.changed() => if changed.is_err() { return },
             }
@@ -103,11 +113,13 @@ impl Node {
                 return;
             }
             let Some(meta_group) = self.leads_meta().await else {
+                hurries = false;
                 *self.sight.lock().await = Sight::default();
                 self.waits.lock().clear();
                 self.silent.lock().clear();
                 continue;
             };
+            hurries = false;
             changes.borrow_and_update();
             // Read before anything is looked at, as the plan wants it.
             let meta = self.cluster().meta();
@@ -119,12 +131,19 @@ impl Node {
             for step in steps {
                 let what = format!("{step:?}");
                 let (before, after) = points(&step);
+                let (limit, merges) = match step.is_of_a_merge() {
+                    true => (MERGE_STEP_TIMEOUT, true),
+                    false => (STEP_TIMEOUT, false),
+                };
                 failpoint::hit(before);
-                let done = tokio::time::timeout(STEP_TIMEOUT, self.take_step(step, &meta_group));
+                let done = tokio::time::timeout(limit, self.take_step(step, &meta_group));
                 let done = done.await;
                 failpoint::hit(after);
                 match done {
-                    Ok(Ok(())) => tracing::info!(step = what, "steers"),
+                    Ok(Ok(())) => {
+                        hurries |= merges;
+                        tracing::info!(step = what, "steers");
+                    }
                     Ok(Err(reason)) => tracing::info!(step = what, reason, "a step was not taken"),
                     Err(_) => tracing::warn!(step = what, "a step takes long; it is looked again"),
                 }
@@ -219,11 +238,22 @@ impl Node {
             seen.load_per_second = sight.load(*shard, seen.load_per_second);
         }
         drop(sight);
+        let kept_frozen = statuses
+            .values()
+            .flatten()
+            .flat_map(|status| &status.replicas)
+            .filter(|replica| replica.kept_frozen_by > 0)
+            .filter_map(|replica| {
+                let id = ReplicaId(replica.status?.replica_id);
+                Some((id, MergeId(replica.kept_frozen_by)))
+            })
+            .collect();
         let shards = led.into_iter().map(|(shard, (_, seen))| (shard, seen));
         Seen {
             now: crate::shard::now(),
             nodes,
             shards: shards.collect(),
+            kept_frozen,
             meta: meta_seen(self.config.node(), meta_group),
         }
     }
@@ -280,6 +310,43 @@ impl Node {
                 let told = client.split_shard(request).await;
                 told.map(drop).map_err(|status| status.message().to_owned())
             }
+            Step::FreezeShard {
+                shard_id,
+                leader,
+                merge_id,
+            } => {
+                let (mut client, request) = self.merge_call(leader, shard_id, merge_id)?;
+                done(client.freeze_shard(request).await)
+            }
+            Step::KeepFrozen {
+                shard_id,
+                nodes,
+                merge_id,
+            } => {
+                let keep = nodes.into_iter().map(async |node| {
+                    let (mut client, request) = self.merge_call(node, shard_id, merge_id)?;
+                    done(client.keep_frozen(request).await)
+                        .map_err(|why| format!("node {node}: {why}"))
+                });
+                let kept = join_all(keep).await;
+                kept.into_iter().collect()
+            }
+            Step::ThawShard {
+                shard_id,
+                leader,
+                merge_id,
+            } => {
+                let (mut client, request) = self.merge_call(leader, shard_id, merge_id)?;
+                done(client.thaw_shard(request).await)
+            }
+            Step::AbsorbShard {
+                shard_id,
+                leader,
+                merge_id,
+            } => {
+                let (mut client, request) = self.merge_call(leader, shard_id, merge_id)?;
+                done(client.absorb_shard(request).await)
+            }
             Step::TransferLeader { shard_id, from, to } => {
                 let (shard_id, to_node) = (shard_id.0, to.0);
                 let request = TransferRequest { shard_id, to_node };
@@ -307,6 +374,20 @@ impl Node {
         }
     }
 
+    fn merge_call(
+        &self,
+        node: NodeId,
+        shard_id: ShardId,
+        merge_id: MergeId,
+    ) -> Result<(Client, MergeRequest), String> {
+        let client = self.calls.client(node).map_err(|error| error.to_string())?;
+        let request = MergeRequest {
+            shard_id: shard_id.0,
+            merge_id: merge_id.0,
+        };
+        Ok((client, request))
+    }
+
     /// Changes the members of a shard's group where it is led.
     async fn change(
         &self,
@@ -329,6 +410,12 @@ impl Node {
             .map(drop)
             .map_err(|status| status.message().to_owned())
     }
+}
+
+fn done<T>(answer: Result<Response<T>, Status>) -> Result<(), String> {
+    answer
+        .map(drop)
+        .map_err(|status| status.message().to_owned())
 }
 
 async fn change_meta(
@@ -361,6 +448,25 @@ fn points(step: &Step) -> (&'static str, &'static str) {
         Step::Propose(MetaCommand::FinishSplit { .. }) => {
             ("steering.finish_split", "steering.split_finished")
         }
+        Step::Propose(MetaCommand::StartMerge { .. }) => {
+            ("steering.start_merge", "steering.merge_started")
+        }
+        Step::Propose(MetaCommand::FreezeMerge { .. }) => {
+            ("steering.freeze_merge", "steering.merge_freezes")
+        }
+        Step::FreezeShard { .. } => ("steering.freeze", "steering.frozen"),
+        Step::KeepFrozen { .. } => ("steering.keep", "steering.kept"),
+        Step::Propose(MetaCommand::AbsorbMerge { .. }) => {
+            ("steering.absorb_merge", "steering.merge_absorbs")
+        }
+        Step::AbsorbShard { .. } => ("steering.absorb", "steering.absorbed"),
+        Step::Propose(MetaCommand::FinishMerge { .. }) => {
+            ("steering.finish_merge", "steering.merge_finished")
+        }
+        Step::Propose(MetaCommand::CancelMerge { .. }) => {
+            ("steering.cancel_merge", "steering.merge_cancelled")
+        }
+        Step::ThawShard { .. } => ("steering.thaw", "steering.thawed"),
         Step::Propose(_) => ("steering.propose", "steering.proposed"),
         Step::MetaAddLearner { .. }
         | Step::MetaRemoveLearner { .. }
@@ -399,8 +505,21 @@ fn shard_seen(leader: NodeId, replica: &ShardReplica) -> Option<(u64, ShardSeen)
         followers: followers.collect(),
         size_bytes: status.state_bytes,
         load_per_second: status.commands_per_s,
+        mark: replica
+            .merges
+            .as_ref()
+            .map(mark_from_proto)
+            .unwrap_or_default(),
     };
     Some((status.term, seen))
+}
+
+fn mark_from_proto(merges: &ShardMerges) -> MergeMark {
+    MergeMark {
+        frozen_by: (merges.frozen_by > 0).then_some(MergeId(merges.frozen_by)),
+        seen: MergeId(merges.seen),
+        absorbed: MergeId(merges.absorbed),
+    }
 }
 
 fn meta_seen(me: NodeId, meta_group: &Replica) -> MetaSeen {

@@ -279,8 +279,9 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
         let moves: Vec<Value> = answer.moves.iter().map(move_json).collect();
         let splits: Vec<Value> = answer.splits.iter().map(split_json).collect();
+        let merges: Vec<Value> = answer.merges.iter().map(merge_json).collect();
         return Ok(output::json(
-            &json!({ "moves": moves, "splits": splits, "waits": answer.waits }),
+            &json!({ "moves": moves, "splits": splits, "merges": merges, "waits": answer.waits }),
         )?);
     }
     for split in &answer.splits {
@@ -291,6 +292,14 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
             split.new_shard_id,
             split.reason,
             present::moment(split.started_at_ms)
+        ))?;
+    }
+    for merge in &answer.merges {
+        output::line(&format!(
+            "{} ({}), since {}",
+            merge_line(merge),
+            merge.reason,
+            present::moment(merge.started_at_ms)
         ))?;
     }
     if answer.moves.is_empty() {
@@ -331,6 +340,25 @@ fn split_json(split: &proto::Split) -> Value {
         "slot": split.slot,
         "reason": split.reason,
         "started_at_ms": split.started_at_ms,
+    })
+}
+
+/// What a merge does now.
+pub fn merge_line(merge: &proto::Merge) -> String {
+    format!(
+        "shard {} takes over shard {}, {}",
+        merge.shard_id, merge.absorbed_shard_id, merge.step
+    )
+}
+
+fn merge_json(merge: &proto::Merge) -> Value {
+    json!({
+        "merge_id": merge.merge_id,
+        "shard_id": merge.shard_id,
+        "absorbed_shard_id": merge.absorbed_shard_id,
+        "step": merge.step,
+        "reason": merge.reason,
+        "started_at_ms": merge.started_at_ms,
     })
 }
 

@@ -40,6 +40,9 @@ pub struct PolicyArguments {
     /// A shard that applies more commands per second is split [100 to 1000000]; 0: none.
     #[arg(long, value_name = "COUNT")]
     shard_commands_per_s_max: Option<u32>,
+    /// Shards that stay however small; above it, small neighbours are merged [1 to 4095].
+    #[arg(long, value_name = "COUNT")]
+    shards_min: Option<u32>,
     /// The zone that shards are led from while it has healthy nodes; '' for none.
     #[arg(long, value_name = "ZONE")]
     leader_zone: Option<String>,
@@ -61,6 +64,7 @@ pub async fn run(
         balance: arguments.balance,
         shard_gib_max: arguments.shard_gib_max,
         shard_commands_per_s_max: arguments.shard_commands_per_s_max,
+        shards_min: arguments.shards_min,
         leader_zone: arguments.leader_zone.clone(),
     };
     let policy = if change == proto::SetPolicyRequest::default() {
@@ -85,6 +89,7 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "balance": policy.balance,
             "shard_gib_max": policy.shard_gib_max,
             "shard_commands_per_s_max": policy.shard_commands_per_s_max,
+            "shards_min": policy.shards_min,
             "leader_zone": policy.leader_zone,
         }))?);
     }
@@ -134,6 +139,11 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "shard-commands-per-s-max",
             policy.shard_commands_per_s_max.to_string(),
             "a shard that applies more is split; 0: none",
+        ),
+        (
+            "shards-min",
+            policy.shards_min.to_string(),
+            "shards that stay; above it, small neighbours are merged",
         ),
         (
             "leader-zone",

@@ -8,7 +8,7 @@ use carillon_client::AdminClient;
 use carillon_client::admin_proto as proto;
 use serde_json::{Value, json};
 
-use super::membership::{move_json, sent, standing_name};
+use super::membership::{merge_line, move_json, sent, standing_name};
 use super::node_json;
 use super::warnings::{Warning, warnings};
 use crate::arguments::Output;
@@ -240,6 +240,16 @@ fn screen(seen: &Seen, warnings: &[Warning], paint: Paint) -> Vec<String> {
     if moves.len() > MOVES_SHOWN_MAX {
         let more = moves.len() - MOVES_SHOWN_MAX;
         row("", format!("and {more} more: carillon admin moves"));
+    }
+    for split in &seen.moves.splits {
+        let (shard, new) = (split.shard_id, split.new_shard_id);
+        row(
+            "split",
+            format!("shard {shard} into itself and shard {new}"),
+        );
+    }
+    for merge in &seen.moves.merges {
+        row("merge", merge_line(merge));
     }
     for (number, (node, drain)) in seen.drains.iter().enumerate() {
         let label = if number == 0 { "drains" } else { "" };

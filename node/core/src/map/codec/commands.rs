@@ -6,15 +6,22 @@ use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MoveId, MoveReason, NodeInfo,
-    PolicyChange, ShardDescriptor, SplitReason, Standing,
+    Actor, ConfigVersion, JoinToken, LogPosition, MergeReason, MetaCommand, MoveId, MoveReason,
+    NodeInfo, PolicyChange, ShardDescriptor, SplitReason, Standing,
 };
+use crate::merging::MergeId;
 use crate::records::{read_option, write_option};
 
 /// The tag of a command that somebody wants.
 const BY: u8 = 17;
 /// The tag of a change of the policy that names something which the first version had not.
 const POLICY_WITH_LATER: u8 = 18;
+
+fn write_merge(out: &mut BytesMut, tag: u8, merge_id: MergeId, at: TimestampMs) {
+    out.put_u8(tag);
+    put_varint(out, merge_id.0);
+    put_signed(out, at.0);
+}
 
 fn write_leaders(out: &mut BytesMut, leaders: &[(ShardId, NodeId)]) {
     put_varint(out, leaders.len() as u64);
@@ -177,6 +184,25 @@ impl MetaCommand {
                 put_varint(out, u64::from(new_shard_id.0));
                 put_signed(out, at.0);
             }
+            MetaCommand::StartMerge {
+                shard_id,
+                reason,
+                epoch,
+                at,
+            } => {
+                out.put_u8(31);
+                put_varint(out, u64::from(shard_id.0));
+                out.put_u8(*reason as u8);
+                write_option(out, epoch.as_ref(), |epoch, out| put_varint(out, epoch.0));
+                put_signed(out, at.0);
+            }
+            MetaCommand::FreezeMerge { merge_id, at } => write_merge(out, 32, *merge_id, *at),
+            MetaCommand::AbsorbMerge { merge_id, at } => write_merge(out, 33, *merge_id, *at),
+            MetaCommand::CancelMerge { merge_id, at } => write_merge(out, 34, *merge_id, *at),
+            MetaCommand::EndCancelledMerge { merge_id, at } => {
+                write_merge(out, 35, *merge_id, *at);
+            }
+            MetaCommand::FinishMerge { merge_id, at } => write_merge(out, 36, *merge_id, *at),
             MetaCommand::By { by, command } => {
                 out.put_u8(BY);
                 put_text(out, &by.0);
@@ -283,6 +309,23 @@ impl MetaCommand {
                 new_shard_id: ShardId(reader.varint32()?),
                 at: TimestampMs(reader.signed()?),
             },
+            31 => MetaCommand::StartMerge {
+                shard_id: ShardId(reader.varint32()?),
+                reason: MergeReason::read(reader)?,
+                epoch: read_option(reader, |reader| reader.varint().map(Epoch))?,
+                at: TimestampMs(reader.signed()?),
+            },
+            tag @ 32..=36 => {
+                let merge_id = MergeId(reader.varint()?);
+                let at = TimestampMs(reader.signed()?);
+                match tag {
+                    32 => MetaCommand::FreezeMerge { merge_id, at },
+                    33 => MetaCommand::AbsorbMerge { merge_id, at },
+                    34 => MetaCommand::CancelMerge { merge_id, at },
+                    35 => MetaCommand::EndCancelledMerge { merge_id, at },
+                    _ => MetaCommand::FinishMerge { merge_id, at },
+                }
+            }
             15 => MetaCommand::RecoverShard {
                 shard_id: ShardId(reader.varint32()?),
                 survivor: ReplicaId(reader.varint()?),

@@ -7,7 +7,8 @@ use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    Actor, Event, EventKind, LogPosition, MoveId, MoveReason, Replica, SplitReason, Standing,
+    Actor, Event, EventKind, LogPosition, MergeReason, MoveId, MoveReason, Replica, SplitReason,
+    Standing,
 };
 use crate::records::{read_option, write_option};
 
@@ -115,6 +116,32 @@ impl EventKind {
                 put_varint(out, u64::from(shard_id.0));
                 put_varint(out, u64::from(new_shard_id.0));
             }
+            EventKind::MergeStarted {
+                shard_id,
+                absorbed_shard_id,
+                reason,
+            } => {
+                out.put_u8(20);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(absorbed_shard_id.0));
+                out.put_u8(*reason as u8);
+            }
+            EventKind::MergeFinished {
+                shard_id,
+                absorbed_shard_id,
+            } => {
+                out.put_u8(21);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(absorbed_shard_id.0));
+            }
+            EventKind::MergeCancelled {
+                shard_id,
+                absorbed_shard_id,
+            } => {
+                out.put_u8(22);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(absorbed_shard_id.0));
+            }
             EventKind::JoinTokenRotated => out.put_u8(9),
             EventKind::RecoveryStarted {
                 shard_id,
@@ -183,6 +210,19 @@ impl EventKind {
             13 => EventKind::SplitFinished {
                 shard_id: ShardId(reader.varint32()?),
                 new_shard_id: ShardId(reader.varint32()?),
+            },
+            20 => EventKind::MergeStarted {
+                shard_id: ShardId(reader.varint32()?),
+                absorbed_shard_id: ShardId(reader.varint32()?),
+                reason: MergeReason::read(reader)?,
+            },
+            21 => EventKind::MergeFinished {
+                shard_id: ShardId(reader.varint32()?),
+                absorbed_shard_id: ShardId(reader.varint32()?),
+            },
+            22 => EventKind::MergeCancelled {
+                shard_id: ShardId(reader.varint32()?),
+                absorbed_shard_id: ShardId(reader.varint32()?),
             },
             9 => EventKind::JoinTokenRotated,
             10 => EventKind::RecoveryStarted {

@@ -6,8 +6,8 @@ use super::{put_text, read_node_id, read_size};
 use crate::codec::{Corrupt, Reader, put_varint};
 use crate::ids::{Epoch, ReplicaId, ShardId};
 use crate::map::{
-    MapError, MetaRefusal, MetaReply, MoveId, MoveStep, PolicyError, PolicyLimit, SplitRefusal,
-    Standing,
+    MapError, MergeRefusal, MetaRefusal, MetaReply, MoveId, MoveStep, PolicyError, PolicyLimit,
+    SplitRefusal, Standing,
 };
 
 impl MetaReply {
@@ -100,6 +100,10 @@ impl MetaRefusal {
             MetaRefusal::WrongToken => out.put_u8(7),
             MetaRefusal::Split(inner) => {
                 out.put_u8(33);
+                inner.write(out);
+            }
+            MetaRefusal::Merge(inner) => {
+                out.put_u8(40);
                 inner.write(out);
             }
             MetaRefusal::EmptyIdentity => out.put_u8(8),
@@ -250,6 +254,7 @@ impl MetaRefusal {
             6 => MetaRefusal::Map(MapError::read(reader)?),
             7 => MetaRefusal::WrongToken,
             33 => MetaRefusal::Split(SplitRefusal::read(reader)?),
+            40 => MetaRefusal::Merge(MergeRefusal::read(reader)?),
             8 => MetaRefusal::EmptyIdentity,
             9 => MetaRefusal::IdentityTaken {
                 node_id: read_node_id(reader)?,
@@ -475,6 +480,7 @@ impl PolicyError {
             6 => PolicyLimit::SnapshotRate,
             7 => PolicyLimit::ShardSize,
             8 => PolicyLimit::ShardLoad,
+            9 => PolicyLimit::Shards,
             _ => return Err(reader.corrupt("a limit of the policy is unknown")),
         };
         Ok(PolicyError {

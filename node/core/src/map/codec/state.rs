@@ -154,6 +154,7 @@ impl MetaState {
         if version == 1 {
             let last = state.map.shards.iter().map(|shard| shard.shard_id.0).max();
             state.next_shard_id = ShardId(last.unwrap_or(0) + 1);
+            state.policy.shards_min = (state.map.shards.len() as u32).max(1);
         } else {
             state.policy.read_later(reader)?;
             let recoveries = read_list(reader, Recovery::read)?;

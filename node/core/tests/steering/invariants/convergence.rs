@@ -27,6 +27,7 @@ pub fn check(world: &mut World) {
         world.tick();
         let done = world.state.moves.is_empty()
             && world.state.splits.is_empty()
+            && world.state.merges.is_empty()
             && world.in_flight.is_empty();
         let idle = done && world.last_plan.steps.is_empty();
         quiet = if idle && world.meta.leader.is_some() {
@@ -46,6 +47,11 @@ pub fn check(world: &mut World) {
     for shard in &state.map.shards {
         let group = &world.groups[&shard.shard_id];
         assert!(!group.changing());
+        assert_eq!(
+            group.mark.frozen_by, None,
+            "shard {} stays frozen",
+            shard.shard_id
+        );
         let placed = shard.replicas.iter().copied().map(ReplicaKey::from);
         assert!(
             placed.eq_sorted(&group.committed.voters),

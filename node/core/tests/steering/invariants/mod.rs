@@ -3,6 +3,7 @@
 pub mod convergence;
 pub mod data;
 pub mod ids;
+pub mod merges;
 pub mod quorum;
 pub mod replication;
 pub mod state;
@@ -15,4 +16,5 @@ pub fn check(world: &World) {
     replication::check(world);
     data::check(world);
     ids::check(world);
+    merges::check(world);
 }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use carillon_core::map::{EVENTS_MAX, EventKind, MetaState, Replica, SPLITS_MAX, Standing};
+use carillon_core::map::{
+    EVENTS_MAX, EventKind, MERGES_MAX, MergeStep, MetaState, Replica, SPLITS_MAX, Standing,
+};
 use carillon_core::{NodeId, SLOTS, ShardId};
 
 pub fn check_invariants(state: &MetaState) {
@@ -78,6 +80,7 @@ pub fn check_invariants(state: &MetaState) {
     let mut moving = state.moves.keys().chain(state.splits.keys());
     assert!(moving.all(|shard| state.map.shard(*shard).is_some()));
     assert!(state.splits.len() <= SPLITS_MAX);
+    check_merges(state);
     let placed = state.map.shards.iter().map(|shard| shard.shard_id);
     let made = state.splits.values().map(|split| split.new_shard_id);
     let shard_ids: BTreeSet<ShardId> = placed.chain(made).collect();
@@ -109,6 +112,29 @@ fn check_replicas(replicas: &[Replica], nodes: &[NodeId], least: usize) {
     assert!(on.iter().all(|node| nodes.contains(node)), "{replicas:?}");
 }
 
+fn check_merges(state: &MetaState) {
+    assert!(state.merges.len() <= MERGES_MAX);
+    for (shard_id, merge) in &state.merges {
+        assert_eq!(*shard_id, merge.shard_id);
+        assert!(merge.merge_id < state.next_merge_id);
+        let (stays, goes) = state.merging(merge).expect("both are there");
+        assert_eq!(stays.slots.last.0 + 1, goes.slots.first.0);
+        let frozen = matches!(merge.step, MergeStep::Freezing | MergeStep::Absorbing);
+        for shard in [stays, goes] {
+            assert!(!state.splits.contains_key(&shard.shard_id), "{merge:?}");
+            let moves = state.moves.contains_key(&shard.shard_id);
+            assert!(!frozen || !moves, "{merge:?}: it moves");
+        }
+        let made_anew = state.recoveries.contains_key(shard_id);
+        assert!(
+            !frozen || made_anew || stays.nodes() == goes.nodes() || {
+                // What takes over may have been made anew meanwhile, and have fewer replicas since.
+                merge.step == MergeStep::Absorbing && stays.replicas.len() < goes.replicas.len()
+            }
+        );
+    }
+}
+
 /// What holds of two states that follow each other.
 pub fn check_change(before: &MetaState, after: &MetaState) {
     assert!(before.map.epoch <= after.map.epoch);
@@ -123,8 +149,17 @@ pub fn check_change(before: &MetaState, after: &MetaState) {
         assert_eq!(*on, split.replicas);
         assert!(made.is_some() || after.splits.get(shard_id) == Some(split));
     }
-    let same_moves =
-        before.moves.keys().eq(after.moves.keys()) && before.splits.keys().eq(after.splits.keys());
+    assert!(before.next_merge_id <= after.next_merge_id);
+    for (shard_id, merge) in &before.merges {
+        // What is being taken over is, whatever happens.
+        if merge.step == MergeStep::Absorbing {
+            let is_done = after.map.shard(merge.absorbed_shard_id).is_none();
+            assert!(is_done || after.merges.get(shard_id) == Some(merge));
+        }
+    }
+    let same_moves = before.moves.keys().eq(after.moves.keys())
+        && before.splits.keys().eq(after.splits.keys())
+        && before.merges == after.merges;
     let same_map = before.map.shards == after.map.shards && before.map.nodes == after.map.nodes;
     if !same_moves || !same_map || before.standings != after.standings {
         assert!(before.map.epoch < after.map.epoch, "the epoch did not grow");
