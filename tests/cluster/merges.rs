@@ -22,11 +22,12 @@ const TRIES_MAX: u32 = 20;
 const FAILPOINTS: &str = "CARILLON_FAILPOINTS";
 
 /// Where a node dies that has replicas of both shards.
-const REPLICA_POINTS: [&str; 7] = [
+const REPLICA_POINTS: [&str; 8] = [
     "shard.freeze",
     "shard.frozen",
     "node.merge.kept",
     "shard.absorb",
+    "shard.absorbing",
     "shard.absorbed",
     "node.merge.durable",
     "node.merge.log_removed",
@@ -58,9 +59,10 @@ fn scenario(name: &'static str) -> Scenario {
     scenario
 }
 
-/// The shards of the cluster by number, without the meta group.
+/// The shards of the cluster by their slots, without the meta group.
 async fn shard_ids(cluster: &Cluster) -> Result<Vec<u32>> {
-    let shards = cluster.shards().await?;
+    let mut shards = cluster.shards().await?;
+    shards.sort_by_key(|shard| shard.slot_first);
     let ids = shards.iter().map(|shard| shard.shard_id);
     Ok(ids.filter(|shard| *shard != 0).collect())
 }
@@ -147,8 +149,13 @@ async fn nodes_die_at_each_point_of_a_merge() {
                 cluster.spawn(dying, &[(FAILPOINTS, &points)])?;
                 cluster.wait_ready(dying, RESTART_LIMIT).await?;
                 cluster.wait_all_led(RESTART_LIMIT).await?;
-                if number % 2 == 0 {
-                    cluster.transfer(shard, dying).await?;
+                // Some points are the leader's.
+                let next = shard_ids(cluster).await?[1];
+                match *point {
+                    "shard.freeze" => cluster.transfer(next, dying).await?,
+                    "shard.absorb" => cluster.transfer(shard, dying).await?,
+                    _ if number % 2 == 0 => cluster.transfer(shard, dying).await?,
+                    _ => {}
                 }
                 let gone = cluster.merge(shard).await?;
                 cluster.wait_exit(dying, MERGE_LIMIT).await?;
@@ -213,7 +220,7 @@ async fn a_node_that_was_away_gets_the_merged_shard() {
             let before = cluster.last_indexes(away).await?;
             cluster.kill9(away).await?;
             // It dies with both frozen shard and no word of what takes it over.
-            let points = "shard.absorb=crash@1,shard.absorbed=crash@1";
+            let points = "shard.absorb=crash@1;shard.absorbing=crash@1";
             cluster.spawn(away, &[(FAILPOINTS, points)])?;
             cluster.wait_ready(away, RESTART_LIMIT).await?;
             cluster.make_follower(away).await?;
@@ -322,6 +329,7 @@ async fn a_merge_is_cancelled() {
                 Ok(false) | Err(_) => MergeEnd::Merged,
             };
             ensure!(ended == wanted, "it was {ended:?}");
+            cluster.wait_no_moves(MOVES_LIMIT).await?;
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT).await
         })
         .await;

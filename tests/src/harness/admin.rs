@@ -68,8 +68,8 @@ impl Cluster {
             for id in &up {
                 match self.overview(*id).await {
                     Ok(seen)
-                        if seen.shards_led == seen.shards
-                            && seen.shards >= self.options.shards
+                        if seen.shards > 0
+                            && seen.shards_led == seen.shards
                             && seen.meta_leader_node != 0
                             && seen.nodes_up as usize == up.len() => {}
                     Ok(seen) => missing = Some(format!("node {id} sees {seen:?}")),
@@ -358,6 +358,16 @@ impl Cluster {
         let mut admin = self.admin()?;
         let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
         Ok(moves.await?.into_inner().moves.is_empty())
+    }
+
+    /// Waits until no replica is on its way.
+    pub async fn wait_no_moves(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while !self.no_moves().await? {
+            ensure!(Instant::now() < deadline, "moves run after {limit:?}");
+            sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
     }
 
     /// Waits until no replica is on its way, and a node has this many of them, on the map and

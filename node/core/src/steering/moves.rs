@@ -74,6 +74,12 @@ impl Planner<'_> {
                 ));
             }
         }
+        let shard_id = running.shard_id;
+        if running.reason == MoveReason::Merge && self.state.merge_of(shard_id).is_none() {
+            return Some(format!(
+                "move {move_id} is cancelled: the merge of shard {shard_id} was given up"
+            ));
+        }
         let node = running.remove?.node_id;
         let stays = !self.standing(node).is_some_and(Standing::is_leaving);
         let evacuates = matches!(running.reason, MoveReason::Repair | MoveReason::Drain);
