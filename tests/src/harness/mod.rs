@@ -6,6 +6,7 @@
 
 mod admin;
 mod config;
+mod disk;
 mod http;
 mod network;
 mod os;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep};
 
 pub use admin::MergeEnd;
 pub use config::{Addresses, ClusterOptions, NodeOptions, SmallDisk};
+pub use disk::{fill_disk, may_mount};
 pub use http::get as http_get;
 pub use network::Network;
 pub use os::{Signal, raise_open_files};
