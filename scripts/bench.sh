@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The measurements of docs/performance.md: a cluster of its own, on ports of its own, in a
 # directory of its own; stopped and removed at the end. Takes about seven minutes.
-# Results: $CARGO_TARGET_DIR/bench. RATES, WARMUP and DURATION change the standard
-# workload, FAILOVER_RATE the load under which a node is lost.
+# Results: $CARGO_TARGET_DIR/bench. RATES, WARMUP and DURATION change the standard workload,
+# MOVES_GIB how much is stored when replicas move, FAILOVER_RATE the load under which a node
+# is lost.
 set -euo pipefail
 
 PORT_BASE=8400
@@ -14,6 +15,7 @@ rates=${RATES:-1000,2000,4000,6000,8000,10000,12000}
 warmup=${WARMUP:-3s}
 duration=${DURATION:-10s}
 failover_rate=${FAILOVER_RATE:-6000}
+moves_gib=${MOVES_GIB:-1}
 # One thread a node: three nodes and the load share the machine.
 export CARILLON_NODE__WORKER_THREADS=${CARILLON_NODE__WORKER_THREADS:-1}
 CARILLON_ENDPOINTS=$(printf '127.0.0.1:%d,' $((PORT_BASE + 1)) $((PORT_BASE + 2)) $((PORT_BASE + 3)))
@@ -42,7 +44,7 @@ trap 'exit 130' INT TERM
 start() {
     : >"$scratch/dev.log"
     "$carillon" -o json dev --data "$scratch/cluster" --fresh --port-base "$PORT_BASE" \
-        >"$scratch/dev.log" 2>"$scratch/dev.err" &
+        "$@" >"$scratch/dev.log" 2>"$scratch/dev.err" &
     cluster=$!
     # The first line says that the cluster is ready.
     until_said '"ready"' "$scratch/dev.log" "$cluster" "$scratch/dev.err"
@@ -127,6 +129,10 @@ start
 bench roll --out "$out"
 bench split --out "$out"
 bench merge --out "$out"
+stop
+# One node more than there are replicas.
+start --nodes 4
+bench moves --gib "$moves_gib" --out "$out"
 stop
 echo
 echo "results: $out"

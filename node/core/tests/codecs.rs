@@ -682,10 +682,29 @@ fn a_state_of_version_1_is_read() {
     };
     apply_meta(&mut state, create);
     let bytes = state.encode();
-    // One event: when, that nobody wanted it, and what; then what the policy has more, three
-    // numbers of which the last has three bytes; no recoveries; the next shard, no splits, and
-    // when the last one was.
-    let [before @ .., 1, at, 0, what, 0, 32, _, _, 3, 0, 2, 0, 0] = &bytes[1..] else {
+    // One event: when, that nobody wanted it, and what; then what the policy has more, four
+    // numbers of which the third has three bytes; no recoveries; the next shard, no splits, and
+    // when the last one was; the next merge, and none.
+    let [
+        before @ ..,
+        1,
+        at,
+        0,
+        what,
+        0,
+        32,
+        _,
+        _,
+        3,
+        1,
+        0,
+        2,
+        0,
+        0,
+        1,
+        0,
+    ] = &bytes[1..]
+    else {
         panic!("{bytes:?}");
     };
     let old = [&[1], before, &[1, *at, *what]].concat();

@@ -13,6 +13,7 @@ mod history;
 mod idle;
 mod merge;
 mod meter;
+mod moves;
 mod nodes;
 mod pacer;
 mod plot;
@@ -76,6 +77,8 @@ enum BenchCommand {
     Roll(roll::RollArguments),
     /// Merging shards one pair after the other under the same load.
     Merge(merge::MergeArguments),
+    /// Emptying a node of a filled cluster and giving it its share again, under the same load.
+    Moves(moves::MovesArguments),
     /// Splitting shards one after the other under the same load.
     Split(split::SplitArguments),
 }
@@ -163,6 +166,10 @@ async fn measure(
         Some(BenchCommand::Merge(arguments)) => {
             let report = merge::run(arguments, targets).await?;
             sink.put("merge", &report, merge::MergeReport::show)?;
+        }
+        Some(BenchCommand::Moves(arguments)) => {
+            let report = moves::run(arguments, targets).await?;
+            sink.put("moves", &report, moves::MovesReport::show)?;
         }
         Some(BenchCommand::Split(arguments)) => {
             let report = split::run(arguments, targets).await?;
