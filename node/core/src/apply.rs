@@ -17,6 +17,7 @@ use bytes::BytesMut;
 use crate::command::Command;
 use crate::ids::{ConversationId, InboxSeq, Seq, ShardId, Slot, SlotRange, TimestampMs, UserId};
 use crate::map::Replica;
+use crate::merging::{MergeId, MergeMark};
 use crate::records::{MemberRecord, MessageRecord, Record, ShardClock};
 use crate::reply::{Refusal, Reply};
 use crate::view::View;
@@ -39,13 +40,15 @@ pub struct Context<'a> {
     slots: SlotRange,
     at: TimestampMs,
     clock: &'a mut ShardClock,
+    merges: MergeMark,
     with_deliveries: bool,
     scratch: BytesMut,
 }
 
 impl<'a> Context<'a> {
-    /// The context of a batch of `shard` made at `at` by the leader's clock. `slots` and
-    /// `clock` are part of the shard's state: keep them with `last_applied`.
+    /// The context of a batch of `shard` made at `at` by the leader's clock, for a shard that no
+    /// merge has touched. `slots` and `clock` are part of the shard's state: keep them with
+    /// `last_applied`.
     pub fn new(
         shard: ShardId,
         slots: SlotRange,
@@ -57,9 +60,22 @@ impl<'a> Context<'a> {
             slots,
             at,
             clock,
+            merges: MergeMark::default(),
             with_deliveries: true,
             scratch: BytesMut::with_capacity(256),
         }
+    }
+
+    /// What merges have done to the shard before: part of its state like `slots`.
+    #[must_use]
+    pub fn with_merges(mut self, merges: MergeMark) -> Self {
+        self.merges = merges;
+        self
+    }
+
+    /// What they have done to it with all that was applied in this context.
+    pub fn merges(&self) -> MergeMark {
+        self.merges
     }
 
     /// Leaves [`Event::Delivered`] out of the effects: a replica that does not lead tells
@@ -137,6 +153,16 @@ pub enum Event {
         /// Its replicas.
         replicas: Vec<Replica>,
     },
+    /// The shard has all that its right neighbour had, which is no more. Part of the state as
+    /// well.
+    Absorb {
+        /// The merge.
+        merge_id: MergeId,
+        /// The neighbour.
+        shard: ShardId,
+        /// What it had.
+        slots: SlotRange,
+    },
 }
 
 /// One new inbox entry.
@@ -158,6 +184,9 @@ pub fn apply<V: View>(view: &mut V, context: &mut Context<'_>, command: Command)
     if !command.is_within(context.slots) {
         // Proposed before a split, or by somebody who does not know of it.
         return Effects::reply(Reply::Moved);
+    }
+    if context.merges.frozen_by.is_some() && !command.passes_frozen() {
+        return Effects::reply(Reply::Frozen);
     }
     match command {
         Command::Send {
@@ -248,6 +277,42 @@ pub fn apply<V: View>(view: &mut V, context: &mut Context<'_>, command: Command)
                     new_shard,
                     at,
                     replicas,
+                }
+            });
+            let reply = Reply::Done;
+            Effects { reply, event }
+        }
+        Command::Freeze { merge_id } => {
+            let merges = &mut context.merges;
+            // One that was thawed before it came is late.
+            if merge_id > merges.seen {
+                merges.frozen_by = Some(merge_id);
+                merges.seen = merge_id;
+            }
+            Effects::reply(Reply::Done)
+        }
+        Command::Thaw { merge_id } => {
+            let merges = &mut context.merges;
+            if merge_id >= merges.seen {
+                merges.frozen_by = None;
+                merges.seen = merge_id;
+            }
+            Effects::reply(Reply::Done)
+        }
+        Command::Absorb {
+            merge_id,
+            shard,
+            slots,
+        } => {
+            let joined = context.slots.joined(slots);
+            let due = merge_id > context.merges.absorbed;
+            let event = joined.filter(|_| due).map(|joined| {
+                context.slots = joined;
+                context.merges.absorbed = merge_id;
+                Event::Absorb {
+                    merge_id,
+                    shard,
+                    slots,
                 }
             });
             let reply = Reply::Done;

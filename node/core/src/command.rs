@@ -15,6 +15,7 @@ use crate::ids::{
     ShardId, Slot, SlotRange, TimestampMs, UserId,
 };
 use crate::map::Replica;
+use crate::merging::MergeId;
 use crate::records::{read_option, write_option};
 
 /// The version of the batch that is written, and the only one so far.
@@ -34,6 +35,9 @@ mod tag {
     pub const CHECKSUM: u8 = 9;
     pub const PROBE: u8 = 10;
     pub const SPLIT: u8 = 11;
+    pub const FREEZE: u8 = 12;
+    pub const THAW: u8 = 13;
+    pub const ABSORB: u8 = 14;
 }
 
 /// One change of a shard's state.
@@ -144,6 +148,29 @@ pub enum Command {
         /// Its replicas, on the nodes that have the shard's.
         replicas: Vec<Replica>,
     },
+    /// Freezes the shard, so that its left neighbour can take it over: from here on nothing
+    /// changes it but being thawed. Does nothing when the merge is not newer than the last one
+    /// that has frozen or thawed it.
+    Freeze {
+        /// For which merge.
+        merge_id: MergeId,
+    },
+    /// Thaws the shard, and keeps it from being frozen for this merge. Does nothing when a
+    /// later one has frozen it.
+    Thaw {
+        /// Of which merge.
+        merge_id: MergeId,
+    },
+    /// Takes over the shard's right neighbour with all that is in it, which must be frozen for
+    /// this merge. Does nothing when that has been done.
+    Absorb {
+        /// The merge.
+        merge_id: MergeId,
+        /// The neighbour.
+        shard: ShardId,
+        /// What it has.
+        slots: SlotRange,
+    },
 }
 
 impl Command {
@@ -160,7 +187,10 @@ impl Command {
             Command::AdvanceOutbox { .. }
             | Command::Checksum { .. }
             | Command::Probe { .. }
-            | Command::Split { .. } => None,
+            | Command::Split { .. }
+            | Command::Freeze { .. }
+            | Command::Thaw { .. }
+            | Command::Absorb { .. } => None,
         }
     }
 
@@ -170,6 +200,15 @@ impl Command {
             Command::Deliver { users, .. } => users.iter().all(|user| slots.contains(user.slot())),
             other => other.slot().is_none_or(|slot| slots.contains(slot)),
         }
+    }
+
+    /// Whether a frozen shard does what the command says: what freezes and thaws it, and what
+    /// changes nothing.
+    pub(crate) fn passes_frozen(&self) -> bool {
+        matches!(
+            self,
+            Command::Freeze { .. } | Command::Thaw { .. } | Command::Checksum { .. }
+        )
     }
 
     /// Appends the command to `out`.
@@ -265,6 +304,25 @@ impl Command {
                 for replica in replicas {
                     replica.write(out);
                 }
+            }
+            Command::Freeze { merge_id } => {
+                out.put_u8(tag::FREEZE);
+                put_varint(out, merge_id.0);
+            }
+            Command::Thaw { merge_id } => {
+                out.put_u8(tag::THAW);
+                put_varint(out, merge_id.0);
+            }
+            Command::Absorb {
+                merge_id,
+                shard,
+                slots,
+            } => {
+                out.put_u8(tag::ABSORB);
+                put_varint(out, merge_id.0);
+                put_varint(out, u64::from(shard.0));
+                put_varint(out, u64::from(slots.first.0));
+                put_varint(out, u64::from(slots.last.0));
             }
         }
     }
@@ -458,10 +516,7 @@ fn read_command(reader: &mut Reader<'_>) -> Result<Command, Corrupt> {
         },
         tag::SPLIT => {
             let new_shard = ShardId(reader.varint32()?);
-            let at = match u16::try_from(reader.varint()?) {
-                Ok(slot) if slot < SLOTS => Slot(slot),
-                _ => return Err(reader.corrupt("a slot is too large")),
-            };
+            let at = read_slot(reader)?;
             let count = reader.count()?;
             let mut replicas = Vec::with_capacity(count);
             for _ in 0..count {
@@ -473,8 +528,34 @@ fn read_command(reader: &mut Reader<'_>) -> Result<Command, Corrupt> {
                 replicas,
             }
         }
+        tag::FREEZE => Command::Freeze {
+            merge_id: MergeId(reader.varint()?),
+        },
+        tag::THAW => Command::Thaw {
+            merge_id: MergeId(reader.varint()?),
+        },
+        tag::ABSORB => {
+            let merge_id = MergeId(reader.varint()?);
+            let shard = ShardId(reader.varint32()?);
+            let (first, last) = (read_slot(reader)?, read_slot(reader)?);
+            if last < first {
+                return Err(reader.corrupt("slots are reversed"));
+            }
+            Command::Absorb {
+                merge_id,
+                shard,
+                slots: SlotRange { first, last },
+            }
+        }
         _ => return Err(reader.corrupt("the command is unknown")),
     })
+}
+
+fn read_slot(reader: &mut Reader<'_>) -> Result<Slot, Corrupt> {
+    match u16::try_from(reader.varint()?) {
+        Ok(slot) if slot < SLOTS => Ok(Slot(slot)),
+        _ => Err(reader.corrupt("a slot is too large")),
+    }
 }
 
 /// Appends the header of a batch of `count` commands, stamped with the leader's time.
@@ -516,7 +597,19 @@ pub fn encode_batch(at: TimestampMs, commands: &[Bytes]) -> Bytes {
 /// Whether an encoded command has to be the only one of its batch: the state right after
 /// it is looked at, so nothing may follow it in the same write.
 pub fn stands_alone(command: &[u8]) -> bool {
-    matches!(command.first(), Some(&(tag::CHECKSUM | tag::SPLIT)))
+    matches!(
+        command.first(),
+        Some(&(tag::CHECKSUM | tag::SPLIT | tag::FREEZE | tag::THAW | tag::ABSORB))
+    )
+}
+
+/// Whether an encoded command is for a frozen shard too: what freezes and thaws it, and what
+/// changes nothing. All of them stand alone.
+pub fn passes_frozen(command: &[u8]) -> bool {
+    matches!(
+        command.first(),
+        Some(&(tag::CHECKSUM | tag::FREEZE | tag::THAW))
+    )
 }
 
 /// Whether the first command of a batch is one that stands alone.

@@ -134,6 +134,20 @@ impl ShardClock {
         let id = MessageId::new(self.last_ms, shard, self.counter);
         (self.last_ms, id)
     }
+
+    /// The clock of a shard with this one that takes over what another one has stamped: the
+    /// next time is not before either's last, and the next id is after all of both.
+    #[must_use]
+    pub fn after(self, other: ShardClock) -> ShardClock {
+        if self.last_ms > other.last_ms {
+            return self;
+        }
+        // In the other's last millisecond an id of this shard may be before one of the other.
+        ShardClock {
+            last_ms: other.last_ms,
+            counter: MessageId::COUNTER_MAX,
+        }
+    }
 }
 
 impl Record for ShardClock {

@@ -119,6 +119,9 @@ pub enum Reply {
     /// Another shard has what it is about since a split; nothing was changed. Whoever leads
     /// asks there, so no client gets this.
     Moved,
+    /// The shard is frozen, because its neighbour is about to take it over; nothing was changed.
+    /// It is asked again when it is thawed, or its neighbour is, so no client gets this.
+    Frozen,
 }
 
 /// Why a command changed nothing. The texts are for people, [`Refusal::reason`] is for
@@ -257,6 +260,7 @@ impl Reply {
                 put_bytes(out, &reply.encode());
             }
             Reply::Moved => out.put_u8(9),
+            Reply::Frozen => out.put_u8(10),
         }
     }
 
@@ -301,6 +305,7 @@ impl Reply {
             7 => Reply::Refused(Refusal::read(reader)?),
             8 => Reply::Meta(MetaReply::decode(&reader.bytes()?)?),
             9 => Reply::Moved,
+            10 => Reply::Frozen,
             _ => return Err(reader.corrupt("the reply is unknown")),
         };
         reader.finish()?;

@@ -81,6 +81,15 @@ impl SlotRange {
         Some((before, after))
     }
 
+    /// These slots and those of a right neighbour; none when it is not the next.
+    pub fn joined(self, right: SlotRange) -> Option<SlotRange> {
+        let is_next = u32::from(self.last.0) + 1 == u32::from(right.first.0);
+        (is_next && right.first <= right.last).then_some(SlotRange {
+            first: self.first,
+            last: right.last,
+        })
+    }
+
     /// Where it splits into equal parts; none of a single slot.
     pub fn middle(self) -> Option<Slot> {
         (self.first < self.last).then(|| Slot(self.first.0 + (self.last.0 - self.first.0) / 2 + 1))
@@ -119,6 +128,10 @@ mod tests {
         assert_eq!(whole.split(Slot(31)), Some((range(16, 30), range(31, 31))));
         for at in [0, 16, 32] {
             assert_eq!(whole.split(Slot(at)), None, "at {at}");
+        }
+        assert_eq!(range(16, 23).joined(range(24, 31)), Some(whole));
+        for right in [range(25, 31), range(23, 31), range(8, 15), range(16, 23)] {
+            assert_eq!(range(16, 23).joined(right), None, "{right}");
         }
         assert_eq!(range(3, 4).middle(), Some(Slot(4)));
         assert_eq!(range(3, 3).middle(), None);

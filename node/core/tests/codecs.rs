@@ -11,6 +11,7 @@ use carillon_core::map::{
     MoveId, MoveReason, NodeInfo, Policy, PolicyChange, ShardDescriptor, ShardMap, Standing,
     apply_meta, initial_map,
 };
+use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::placement::Zone;
 use carillon_core::records::*;
 use carillon_core::reply::ConversationSummary;
@@ -147,6 +148,21 @@ fn any_command() -> impl Strategy<Value = Command> {
         proptest::collection::vec(any::<u8>(), 0..300).prop_map(|filler| Command::Probe {
             filler: filler.into()
         }),
+        (any::<u64>(), any::<u32>(), 0..SLOTS, 0..SLOTS).prop_map(|(id, shard, one, other)| {
+            let merge_id = MergeId(id);
+            match shard % 3 {
+                0 => Command::Freeze { merge_id },
+                1 => Command::Thaw { merge_id },
+                _ => Command::Absorb {
+                    merge_id,
+                    shard: ShardId(shard),
+                    slots: SlotRange {
+                        first: Slot(one.min(other)),
+                        last: Slot(one.max(other)),
+                    },
+                },
+            }
+        }),
     ]
 }
 
@@ -204,6 +220,8 @@ fn any_reply() -> impl Strategy<Value = Reply> {
         }),
         Just(Reply::Done),
         Just(Reply::Delivered),
+        Just(Reply::Moved),
+        Just(Reply::Frozen),
         refusal.prop_map(Reply::Refused),
     ]
 }
@@ -315,6 +333,16 @@ proptest! {
             at: TimestampMs(at),
         })?;
         round_trip(&OutboxRecord { delivered_upto: Seq(numbers[4]) })?;
+        let mark = MergeMark {
+            frozen_by: left.map(MergeId),
+            seen: MergeId(numbers[0]),
+            absorbed: MergeId(numbers[1]),
+        };
+        let mut bytes = BytesMut::new();
+        mark.write(&mut bytes);
+        let mut reader = carillon_core::codec::Reader::borrowed("mark", &bytes);
+        prop_assert_eq!(MergeMark::read(&mut reader), Ok(mark));
+        prop_assert_eq!(reader.remaining(), 0);
         let counter = (numbers[0] % 1024) as u16;
         round_trip(&ShardClock { last_ms: TimestampMs(at), counter })?;
     }

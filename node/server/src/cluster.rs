@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::BufMut;
 use carillon_core::ids::{NodeId, ShardId, Slot};
-use carillon_core::map::{MetaState, ShardMap};
+use carillon_core::map::{Merge, MergeStep, MetaState, ShardMap};
 use carillon_raft::Link;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -40,6 +40,8 @@ pub struct Cluster {
     routing_version: watch::Sender<u64>,
     /// New shards that are known to exist, before the map has them.
     split_off: Mutex<BTreeSet<ShardId>>,
+    /// Shards that are known to be their neighbours', before the map says so.
+    absorbed: Mutex<BTreeSet<ShardId>>,
     reroute: Notify,
     replicas: RwLock<BTreeMap<ShardId, Arc<Replica>>>,
     relays: RwLock<HashMap<NodeId, Arc<Link>>>,
@@ -59,6 +61,7 @@ impl Cluster {
             routing: RwLock::new(Arc::from([])),
             routing_version: watch::Sender::new(0),
             split_off: Mutex::default(),
+            absorbed: Mutex::default(),
             reroute: Notify::new(),
             replicas: RwLock::new(BTreeMap::new()),
             relays: RwLock::new(HashMap::new()),
@@ -110,6 +113,34 @@ impl Cluster {
         }
     }
 
+    /// The shard has taken its neighbour over, if it is to.
+    pub fn merge_is_done(&self, shard: ShardId) {
+        let meta = self.meta();
+        if let Some(merge) = meta.merges.get(&shard) {
+            self.is_absorbed(merge);
+        }
+    }
+
+    /// The shard says that it has not what it was asked about: it was split, or its neighbour
+    /// has it.
+    pub fn slots_moved(&self, shard: ShardId) {
+        self.split_is_done(shard);
+        let meta = self.meta();
+        let mut merges = meta.merges.values();
+        if let Some(merge) = merges.find(|merge| merge.absorbed_shard_id == shard) {
+            self.is_absorbed(merge);
+        }
+    }
+
+    /// Before all replicas have kept what is frozen, nobody can have taken it over.
+    fn is_absorbed(&self, merge: &Merge) {
+        if merge.step == MergeStep::Absorbing
+            && self.absorbed.lock().insert(merge.absorbed_shard_id)
+        {
+            self.reroute.notify_one();
+        }
+    }
+
     /// A shard that a split makes has a leader, or a state.
     fn exists(&self, new_shard: ShardId) {
         if self.split_off.lock().insert(new_shard) {
@@ -133,7 +164,7 @@ impl Cluster {
         self.routing_version.send_modify(|version| *version += 1);
     }
 
-    /// The routing that the map and the splits that are known to be done make.
+    /// The routing that the map and the splits and merges that are known to be done make.
     pub fn next_routing(&self) -> Routing {
         let meta = self.meta();
         let mut table = slot_table(&meta.map);
@@ -148,7 +179,24 @@ impl Cluster {
                 table[slots].fill(new.shard_id);
             }
         }
+        drop(split_off);
+        let mut absorbed = self.absorbed.lock();
+        absorbed.retain(|shard| meta.map.shard(*shard).is_some());
+        for merge in meta.merges.values() {
+            if absorbed.contains(&merge.absorbed_shard_id)
+                && let Some(right) = meta.map.shard(merge.absorbed_shard_id)
+            {
+                let slots = usize::from(right.slots.first.0)..=usize::from(right.slots.last.0);
+                table[slots].fill(merge.shard_id);
+            }
+        }
         table.into()
+    }
+
+    /// Whether a shard has slots, by the routing; of all shards before there is one.
+    pub fn is_routed(&self, shard: ShardId) -> bool {
+        let routing = self.routing.read();
+        routing.is_empty() || routing.contains(&shard)
     }
 
     /// The shards that have slots, by the routing.

@@ -7,9 +7,9 @@
 //! front in their order, and goes on with the next leader. Every operation is idempotent,
 //! so one whose outcome is unknown is simply sent again.
 //!
-//! When slots get another shard, by a split, their operations change lanes (`handover`): the
-//! old lane stops and lets what is in flight settle, the new one waits for it. So operations of
-//! one slot stay in order across it.
+//! When slots get another shard, by a split or a merge, their operations change lanes
+//! (`handover`): the old lane stops and lets what is in flight settle, the new one waits for it.
+//! So operations of one slot stay in order across it.
 //!
 //! Owner of the state: the lane's mutex. Callers' sinks are called outside of it. Whoever holds
 //! two lanes' mutexes has taken that of the lane that hands over first.
@@ -65,7 +65,7 @@ pub enum OpError {
     #[error("the node is stopping")]
     ShuttingDown,
     /// It is about several slots, which do not have one shard any more: it is to be made anew.
-    #[error("the shard was split meanwhile")]
+    #[error("the shard was split or merged meanwhile")]
     Moved,
     /// A bug or a damaged frame.
     #[error("internal error: {0}")]
@@ -118,7 +118,7 @@ pub enum Undone {
         /// Its value.
         max: u64,
     },
-    /// Not done: another shard has its slots since a split.
+    /// Not done: another shard has its slots since a split or a merge.
     Moved,
     /// The leader could not understand it.
     Failed(String),
@@ -433,6 +433,8 @@ impl Router {
                     max: LANE_OPERATIONS_MAX as u64,
                 };
                 completed.push((operation.sink, Err(error)));
+            } else if self.has_ended(shard, operation.about) {
+                completed.push((operation.sink, Err(OpError::Moved)));
             } else {
                 state.waiting.push_back(operation);
                 self.flow(&lane, &mut state, &mut completed);
@@ -534,7 +536,7 @@ impl Router {
             }
         }
         if moved {
-            self.cluster.split_is_done(shard);
+            self.cluster.slots_moved(shard);
         }
         finish(completed);
     }

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 
 use bytes::Buf as _;
 use carillon_core::ids::{ReplicaId, SLOTS, Seq, SlotRange};
-use carillon_core::map::{MetaState, Replica, ShardDescriptor, ShardMap, Split, SplitReason};
+use carillon_core::map::{
+    Merge, MergeReason, MergeStep, MetaState, Replica, ShardDescriptor, ShardMap, Split,
+    SplitReason,
+};
+use carillon_core::merging::MergeId;
 use carillon_core::{Refusal, TimestampMs};
 use carillon_raft::{LINK_BUFFER_BYTES_DEFAULT, Link, OutStream, next_frame};
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -216,6 +220,44 @@ impl Fixture {
         ShardId(2)
     }
 
+    /// The shard's second half is another one's.
+    fn two_shards(&self) -> ShardId {
+        let new = self.split();
+        let mut meta = MetaState::clone(&self.router.cluster.meta());
+        let split = meta.splits.remove(&SHARD).expect("it is being split");
+        let whole = meta.map.shards[0].clone();
+        let after = split.new_shard(&whole).expect("two parts");
+        meta.map.shards[0].slots.last = Slot(SLOTS / 2 - 1);
+        meta.map.shards.push(after);
+        self.router.cluster.set_meta(Arc::new(meta));
+        assert_eq!(self.router.reroute(), [new]);
+        new
+    }
+
+    /// The shard takes the other one over, and is so far.
+    fn merge(&self, gone: ShardId, step: MergeStep) {
+        let mut meta = MetaState::clone(&self.router.cluster.meta());
+        let merge = Merge {
+            merge_id: MergeId(1),
+            shard_id: SHARD,
+            absorbed_shard_id: gone,
+            step,
+            reason: MergeReason::Asked,
+            started_at: TimestampMs(0),
+        };
+        meta.merges.insert(SHARD, merge);
+        self.router.cluster.set_meta(Arc::new(meta));
+    }
+
+    /// The map says that it has.
+    fn merged(&self, gone: ShardId) {
+        let mut meta = MetaState::clone(&self.router.cluster.meta());
+        meta.merges.clear();
+        meta.map.shards.retain(|shard| shard.shard_id != gone);
+        meta.map.shards[0].slots.last = Slot(SLOTS - 1);
+        self.router.cluster.set_meta(Arc::new(meta));
+    }
+
     /// Batches of deliveries are request 0.
     fn deliver(&self) {
         let batch = Bytes::copy_from_slice(&0u64.to_le_bytes());
@@ -409,6 +451,71 @@ async fn operations_go_where_their_slots_go() {
     assert_eq!(fixture.outcomes.ended(), [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(fixture.outcomes.of(0), Some(Err(OpError::Moved)));
     assert_eq!(fixture.router.outstanding(), 0);
+}
+
+/// A shard is taken over by its neighbour while operations of it are held by its leader: they go
+/// to the neighbour in their order, in front of what comes since, also when the leader never
+/// says a word; and nothing is ever asked of the shard again.
+#[tokio::test]
+async fn operations_go_to_the_neighbour_that_takes_their_shard_over() {
+    const FAR: Slot = Slot(SLOTS - 1);
+    for is_told_by_the_shard in [true, false] {
+        let mut fixture = Fixture::new();
+        let later = Instant::now() + LATE;
+        let gone = fixture.two_shards();
+        let cluster = fixture.router.cluster.clone();
+        let third = |lead| Route {
+            node: fixture.third.id,
+            lead,
+        };
+        cluster.announced(SHARD, third(lead(5)));
+        cluster.announced(gone, third(lead(1)));
+        for request in 1..=4 {
+            let slot = if request % 2 == 0 { FAR } else { SLOT };
+            fixture.submit_to(slot, request, later);
+        }
+        let batch = |number: u64| Bytes::copy_from_slice(&number.to_le_bytes());
+        let batches = Arc::new(Outcomes::default());
+        fixture.router.deliver(gone, batch(0), batches.clone());
+        let asked = fixture.third.arrived();
+        assert_eq!(requests(&asked), [1, 2, 3, 4, 0]);
+
+        // A shard that is frozen may be thawed: what it says moves nothing yet.
+        fixture.merge(gone, MergeStep::Freezing);
+        cluster.slots_moved(gone);
+        assert!(fixture.router.reroute().is_empty(), "before it is done");
+        if is_told_by_the_shard {
+            fixture.merge(gone, MergeStep::Absorbing);
+            assert!(fixture.router.reroute().is_empty(), "before it is done");
+            fixture.settle(asked[1], Err(Undone::Moved));
+        } else {
+            fixture.merged(gone);
+        }
+        assert_eq!(fixture.router.reroute(), [SHARD]);
+        fixture.merged(gone);
+        assert!(fixture.router.reroute().is_empty(), "again");
+        fixture.submit_to(FAR, 5, later);
+        // A batch of who does not know of it yet is to be made anew.
+        let since = Arc::new(Outcomes::default());
+        fixture.router.deliver(gone, batch(0), since.clone());
+        assert_eq!(since.of(0), Some(Err(OpError::Moved)));
+        assert_eq!(batches.of(0), Some(Err(OpError::Moved)));
+        // The neighbour's lane is in flight still, and goes on in its order.
+        fixture.settle(asked[0], replied(1));
+        fixture.settle(asked[2], replied(3));
+        tokio::spawn(fixture.router.clone().run());
+        let again = fixture.third.wait_for(3).await;
+        assert!(again.iter().all(|operation| operation.shard == SHARD));
+        assert_eq!(requests(&again), [2, 4, 5]);
+        // What the one that is gone says late is of no interest.
+        fixture.settle(asked[3], replied(66));
+        for operation in again {
+            fixture.settle(operation, replied(operation.request));
+        }
+        assert_eq!(fixture.outcomes.ended(), [1, 2, 3, 4, 5]);
+        assert_eq!(fixture.outcomes.of(4), Some(Ok(reply(4))));
+        assert_eq!(fixture.router.outstanding(), 0);
+    }
 }
 
 /// Leaders that apply a part of what they are sent, in its order, and say in any order what

@@ -4,9 +4,11 @@
 //! engine. Nothing leaves the batch before `commit`.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use carillon_core::ids::{ShardId, Slot, SlotRange};
+use carillon_core::merging::MergeMark;
 use carillon_core::records::ShardClock;
 use carillon_core::{ReadView, View};
 use parking_lot::MutexGuard;
@@ -16,7 +18,8 @@ use crate::cache;
 use crate::error::StoreError;
 use crate::record::{self, AppliedRecord};
 use crate::scan::{self, ScanRange};
-use crate::shard::{Held, Shared};
+use crate::shard::{Also, Held, Shared};
+use crate::store::Claims;
 
 /// The shard that [`ShardBatch::commit_split`] makes.
 #[derive(Debug, Clone, Copy)]
@@ -29,11 +32,21 @@ pub struct SplitOff<'a> {
     pub applied: &'a [u8],
 }
 
+/// The shard that [`ShardBatch::commit_absorb`] takes over.
+#[derive(Debug, Clone, Copy)]
+pub struct Absorbed {
+    /// Its id.
+    pub id: ShardId,
+    /// What it has: the slots after those of the shard that takes it over.
+    pub slots: SlotRange,
+}
+
 /// The open batch of a shard. Made by [`crate::ShardStore::begin`]. Readers of the shard wait
 /// while it is open. It changes what is held by the shard, so it must be committed once it has
 /// changed anything: dropped without that, it makes the store unusable.
 pub struct ShardBatch<'a> {
     shared: &'a Shared,
+    claims: &'a Claims,
     held: MutexGuard<'a, Held>,
     record: &'a mut Option<AppliedRecord>,
     /// Something was changed that is not committed.
@@ -41,10 +54,15 @@ pub struct ShardBatch<'a> {
 }
 
 impl<'a> ShardBatch<'a> {
-    pub(crate) fn new(shared: &'a Shared, record: &'a mut Option<AppliedRecord>) -> Self {
+    pub(crate) fn new(
+        shared: &'a Shared,
+        claims: &'a Claims,
+        record: &'a mut Option<AppliedRecord>,
+    ) -> Self {
         Self {
             held: shared.lock(),
             shared,
+            claims,
             record,
             open: false,
         }
@@ -58,9 +76,23 @@ impl<'a> ShardBatch<'a> {
     ///
     /// # Errors
     /// [`StoreError::Poisoned`]: the process must stop.
-    pub fn commit(mut self, applied: &[u8], clock: ShardClock) -> Result<(), StoreError> {
+    pub fn commit(self, applied: &[u8], clock: ShardClock) -> Result<(), StoreError> {
+        let merges = self.merges();
+        self.commit_marked(applied, clock, merges)
+    }
+
+    /// The same, and from here on this is what merges have done to the shard.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    pub fn commit_marked(
+        mut self,
+        applied: &[u8],
+        clock: ShardClock,
+        merges: MergeMark,
+    ) -> Result<(), StoreError> {
         let slots = self.shared.slots();
-        self.end(applied, clock, slots)?;
+        self.end(applied, clock, slots, merges)?;
         self.shared.committed(&mut self.held)
     }
 
@@ -81,14 +113,83 @@ impl<'a> ShardBatch<'a> {
         let shared = self.shared;
         let parts = shared.slots().split(new.at);
         let (before, after) = parts.expect("both parts of a split have slots");
-        self.end(applied, clock, before)?;
+        let merges = self.merges();
+        self.end(applied, clock, before, merges)?;
         let mut record = BytesMut::new();
-        record::encode(new.applied, &clock, after, &mut record);
+        record::encode(
+            new.applied,
+            &clock,
+            after,
+            MergeMark::default(),
+            &mut record,
+        );
         // What is held of the other slots must be where the new shard looks for it.
-        shared.write(&mut self.held, Some((new.id, &record)))?;
+        shared.write(&mut self.held, Also::Record(new.id, &record))?;
         shared.set_slots(before);
         self.held.forget();
         Ok(())
+    }
+
+    /// The same as [`ShardBatch::commit_marked`], and in the same atomic step the shard has what
+    /// its right neighbour had, which is no more: its applied record goes, nothing of its state
+    /// is touched, and an open writer of it writes nothing any more. Returns the clock that the
+    /// shard goes on with.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFrozen`] when the neighbour is not here as the merge `merges.absorbed`
+    /// has frozen it, [`StoreError::Poisoned`]: the process must stop.
+    ///
+    /// # Panics
+    /// When it is no right neighbour.
+    pub fn commit_absorb(
+        mut self,
+        applied: &[u8],
+        clock: ShardClock,
+        merges: MergeMark,
+        right: &Absorbed,
+    ) -> Result<ShardClock, StoreError> {
+        let (shared, claims) = (self.shared, self.claims);
+        let engine = &shared.engine;
+        engine.check()?;
+        let joined = shared.slots().joined(right.slots);
+        let joined = joined.expect("only a right neighbour is taken over");
+        // Nobody opens it meanwhile, and who has it open writes before this or never.
+        let claims = claims.lock();
+        let open = claims.get(&right.id).map(|claim| Arc::clone(&claim.shared));
+        let mut right_held = open.as_ref().map(|open| open.lock());
+        if let (Some(open), Some(held)) = (&open, &mut right_held) {
+            open.write_behind(held)?;
+        }
+        let record = engine.get(&record::applied_key(right.id));
+        let record = record.map(|value| record::decode(&value)).transpose();
+        let record = record.map_err(|error| engine.poison_with(error))?;
+        let frozen = record.filter(|record| {
+            record.merges.frozen_by == Some(merges.absorbed) && record.slots == Some(right.slots)
+        });
+        let Some(frozen) = frozen else {
+            return Err(engine.poison_with(StoreError::NotFrozen {
+                shard: right.id,
+                merge_id: merges.absorbed,
+            }));
+        };
+        let clock = clock.after(frozen.clock);
+        self.end(applied, clock, joined, merges)?;
+        shared.write(&mut self.held, Also::Removal(right.id))?;
+        shared.set_slots(joined);
+        if let (Some(open), Some(held)) = (&open, &mut right_held) {
+            open.set_absorbed(held);
+        }
+        // It may remember keys of the other's from when it had them itself.
+        self.held.forget();
+        Ok(clock)
+    }
+
+    /// What merges have done to the shard so far.
+    fn merges(&self) -> MergeMark {
+        self.record
+            .as_ref()
+            .map(|record| record.merges)
+            .unwrap_or_default()
     }
 
     fn end(
@@ -96,14 +197,16 @@ impl<'a> ShardBatch<'a> {
         applied: &[u8],
         clock: ShardClock,
         slots: SlotRange,
+        merges: MergeMark,
     ) -> Result<(), StoreError> {
         self.shared.engine.check()?;
         self.shared.engine.hit("store.before_commit");
-        record::encode(applied, &clock, slots, &mut self.held.record);
+        record::encode(applied, &clock, slots, merges, &mut self.held.record);
         *self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,
             slots: Some(slots),
+            merges,
         });
         self.open = false;
         Ok(())

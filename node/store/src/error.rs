@@ -2,11 +2,12 @@
 //!
 //! Two families: errors after which the process must not go on ([`StoreError::Poisoned`],
 //! [`StoreError::Corrupt`]: the engine has refused a write or returned bytes that do not
-//! decode), and errors that leave the store as it was (everything else).
+//! decode; [`StoreError::NotFrozen`]: going on would leave a gap), and errors that leave the store as it was (everything else).
 
 use std::path::{Path, PathBuf};
 
 use carillon_core::ids::{ShardId, SlotRange};
+use carillon_core::merging::MergeId;
 
 /// An error of the state store.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -51,6 +52,28 @@ pub enum StoreError {
         /// The shard that is open.
         open: ShardId,
     },
+    /// Another shard has some of the slots, open or not.
+    #[error("shard {wanted} shares slots with shard {by}, which has them on this disk")]
+    Taken {
+        /// The shard that was to be opened.
+        wanted: ShardId,
+        /// The shard that has them.
+        by: ShardId,
+    },
+    /// The shard that was to be taken over is not here as the merge has frozen it.
+    #[error(
+        "shard {shard} is not frozen for merge {merge_id} in this store, and cannot be taken \
+         over; restore this node from its peers"
+    )]
+    NotFrozen {
+        /// The shard.
+        shard: ShardId,
+        /// The merge.
+        merge_id: MergeId,
+    },
+    /// The shard is its neighbour's. Nothing was changed.
+    #[error("shard {0} was taken over by its neighbour")]
+    Absorbed(ShardId),
     /// A snapshot file is not what its description says. Nothing was changed.
     #[error("snapshot file {} is refused: {reason}; fetch it again", path.display())]
     SnapshotFile {
@@ -89,7 +112,10 @@ impl StoreError {
     /// will be found on disk.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Poisoned { .. } | Self::Corrupt { .. })
+        matches!(
+            self,
+            Self::Poisoned { .. } | Self::Corrupt { .. } | Self::NotFrozen { .. }
+        )
     }
 
     pub(crate) fn file(operation: &'static str, path: &Path, reason: impl ToString) -> Self {

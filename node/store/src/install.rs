@@ -1,5 +1,8 @@
 //! Replacing a shard by a snapshot, in one atomic and durable step of the engine.
 //!
+//! A snapshot of a shard that has taken over its right neighbour takes the neighbour's place as
+//! well, if that is still here as the merge has frozen it.
+//!
 //! The files are first verified and moved into a staging directory, together with two that are
 //! made here: a range tombstone over all slots of the shard, and the new applied record. One
 //! ingestion then takes in, in this order, tombstone, state, applied record: the tombstone hides
@@ -17,6 +20,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use carillon_core::ids::{ShardId, SlotRange};
+use carillon_core::merging::MergeMark;
 use carillon_core::records::ShardClock;
 use rocksdb::SstFileWriter;
 
@@ -24,8 +28,9 @@ use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::options::StoreOptions;
 use crate::record::{self, AppliedRecord};
-use crate::shard::ShardStore;
+use crate::shard::{Held, ShardStore, Shared};
 use crate::snapshot::{SnapshotFile, file_crc};
+use crate::store::records;
 
 const STAGED_PREFIX: &str = "install-";
 
@@ -39,9 +44,13 @@ mod point {
 }
 
 impl ShardStore {
-    /// Replaces the shard's state by the files of a snapshot, and its applied record by
-    /// `applied`, `clock` and `slots`, which must be some of those that it has. Atomic and durable: after a crash the shard is either as before
-    /// or as the snapshot.
+    /// Replaces the shard's state by the files of a snapshot, and its applied record by `applied`,
+    /// `clock`, `slots` and `merges`. Atomic and durable: after a crash the shard is either as
+    /// before or as the snapshot.
+    ///
+    /// The slots must be some of those that it has, or that its right neighbour here has, when
+    /// the snapshot is of after the merge that has frozen the neighbour. Then the neighbour is no
+    /// more, as after [`crate::ShardBatch::commit_absorb`]; its id is returned.
     ///
     /// The files are consumed, also when this fails after their verification. They come from a
     /// peer that is trusted to have written only keys of the shard's slots.
@@ -55,84 +64,120 @@ impl ShardStore {
         applied: &[u8],
         clock: ShardClock,
         slots: SlotRange,
-    ) -> Result<(), StoreError> {
+        merges: MergeMark,
+    ) -> Result<Option<ShardId>, StoreError> {
         let shared = Arc::clone(&self.shared);
         let engine = &shared.engine;
         engine.check()?;
-        self.verify(files, slots)?;
+        if shared.is_absorbed() {
+            return Err(StoreError::Absorbed(shared.id));
+        }
+        let right = self.right_taken(slots, merges)?;
+        verify(files, slots)?;
         // Readers keep seeing what was committed until the snapshot takes its place.
         shared.write_held()?;
         let staging = Staging::create(engine, shared.id)?;
         engine.hit(point::MARKER);
 
-        let mut staged = vec![self.stage_tombstone(&staging)?];
+        let mut staged = vec![self.stage_tombstone(&staging, right.map(|(_, slots)| slots))?];
         engine.hit(point::CLEARED);
         for (index, file) in files.iter().enumerate() {
             let path = staging.dir.join(format!("{index:06}.sst"));
             take_over(&file.path, &path)?;
             staged.push(path);
         }
-        staged.push(self.stage_record(&staging, applied, &clock, slots)?);
+        let mut record = BytesMut::new();
+        record::encode(applied, &clock, slots, merges, &mut record);
+        let right = right.map(|(id, _)| id);
+        staged.push(self.stage_record(&staging, &record, right)?);
 
         // The ingestion holds all writers back while it flushes what overlaps: with this flush
         // before it, that is little.
         engine.flush()?;
-        engine.ingest(staged)?;
+        self.ingest(staged, right)?;
         shared.set_slots(slots);
         shared.lock().forget();
         self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,
             slots: Some(slots),
+            merges,
         });
         engine.hit(point::INGESTED);
         engine.hit(point::BEFORE_CLEAR_MARKER);
         drop(staging);
+        Ok(right)
+    }
+
+    /// The right neighbour that a snapshot of these slots takes the place of.
+    fn right_taken(
+        &self,
+        slots: SlotRange,
+        merges: MergeMark,
+    ) -> Result<Option<(ShardId, SlotRange)>, StoreError> {
+        let (shared, had) = (&self.shared, self.shared.slots());
+        let before = self.merges().absorbed;
+        let others = records(&shared.engine, &self.claims)?;
+        let others = others.into_iter().filter(|(id, _)| *id != shared.id);
+        let others: Vec<_> = others
+            .filter_map(|(id, record)| Some((id, record.slots?, record.merges.frozen_by)))
+            .collect();
+        let right = others.iter().find(|(_, slots, frozen_by)| {
+            had.joined(*slots).is_some()
+                && frozen_by.is_some_and(|by| before < by && by <= merges.absorbed)
+        });
+        let right = right.map(|(id, slots, _)| (*id, *slots));
+        let has = right.and_then(|(_, slots)| had.joined(slots));
+        let has = has.unwrap_or(had);
+        let is_within = has.first <= slots.first && slots.last <= has.last;
+        let is_others = |id: &ShardId, of: &SlotRange| {
+            right.is_none_or(|(right, _)| right != *id) && of.overlaps(slots)
+        };
+        // What nobody has here may come with a merge: the neighbour was never here, or is gone.
+        let is_free = before < merges.absorbed
+            && !others.iter().any(|(id, of, _)| is_others(id, of))
+            && !self
+                .claims
+                .lock()
+                .iter()
+                .any(|(id, claim)| *id != shared.id && is_others(id, &claim.shared.slots()));
+        if is_within || is_free {
+            return Ok(right);
+        }
+        Err(StoreError::SnapshotSlots {
+            shard: shared.id,
+            has,
+            came: slots,
+        })
+    }
+
+    /// Takes the files in; a neighbour whose place they take writes nothing any more.
+    fn ingest(&self, staged: Vec<PathBuf>, right: Option<ShardId>) -> Result<(), StoreError> {
+        let engine = &self.shared.engine;
+        let Some(right) = right else {
+            return engine.ingest(staged);
+        };
+        // Nobody opens it meanwhile, and who has it open writes before this or never.
+        let claims = self.claims.lock();
+        let open: Option<Arc<Shared>> = claims.get(&right).map(|claim| Arc::clone(&claim.shared));
+        let mut held = open.as_ref().map(|open| open.lock());
+        engine.ingest(staged)?;
+        if let (Some(open), Some(held)) = (&open, &mut held) {
+            let held: &mut Held = held;
+            open.set_absorbed(held);
+        }
         Ok(())
     }
 
-    /// Checks the files against their descriptions: content, slots, order.
-    fn verify(&self, files: &[SnapshotFile], slots: SlotRange) -> Result<(), StoreError> {
-        let had = self.shared.slots();
-        if slots.first < had.first || had.last < slots.last {
-            return Err(StoreError::SnapshotSlots {
-                shard: self.shared.id,
-                has: had,
-                came: slots,
-            });
-        }
-        let within = |key: &[u8]| &slots.key_start()[..] <= key && key < &slots.key_end()[..];
-        let mut previous: Option<&Bytes> = None;
-        for file in files {
-            let refused = |reason: &str| Err(StoreError::snapshot_file(&file.path, reason));
-            if file.first_key > file.last_key {
-                return refused("its first key is after its last");
-            }
-            if !within(&file.first_key) || !within(&file.last_key) {
-                return refused("it has keys outside the slots of the shard");
-            }
-            if previous.is_some_and(|previous| *previous >= file.first_key) {
-                return refused("it overlaps with the file before it");
-            }
-            previous = Some(&file.last_key);
-            let (size_bytes, crc32) = file_crc(&file.path)?;
-            if size_bytes != file.size_bytes {
-                return Err(StoreError::snapshot_file(
-                    &file.path,
-                    format_args!("it has {size_bytes} bytes, not {}", file.size_bytes),
-                ));
-            }
-            if crc32 != file.crc32 {
-                return refused("its content does not have the announced CRC-32");
-            }
-        }
-        Ok(())
-    }
-
-    fn stage_tombstone(&self, staging: &Staging) -> Result<PathBuf, StoreError> {
+    fn stage_tombstone(
+        &self,
+        staging: &Staging,
+        right: Option<SlotRange>,
+    ) -> Result<PathBuf, StoreError> {
         staging.table("clear.sst", |writer| {
             // All slots that it had: what a split has taken from it meanwhile is nobody's here.
-            let slots = self.shared.slots();
+            let had = self.shared.slots();
+            let slots = right.and_then(|right| had.joined(right)).unwrap_or(had);
             writer.delete_range(slots.key_start(), slots.key_end())
         })
     }
@@ -140,16 +185,53 @@ impl ShardStore {
     fn stage_record(
         &self,
         staging: &Staging,
-        applied: &[u8],
-        clock: &ShardClock,
-        slots: SlotRange,
+        record: &[u8],
+        right: Option<ShardId>,
     ) -> Result<PathBuf, StoreError> {
-        let mut value = BytesMut::new();
-        record::encode(applied, clock, slots, &mut value);
+        let (key, right) = (self.shared.applied_key, right.map(record::applied_key));
         staging.table("applied.sst", |writer| {
-            writer.put(self.shared.applied_key, &value)
+            // Keys are in order in a table.
+            let (first, then) = match right {
+                Some(right) if right < key => (Some(right), None),
+                right => (None, right),
+            };
+            if let Some(right) = first {
+                writer.delete(right)?;
+            }
+            writer.put(key, record)?;
+            then.map_or(Ok(()), |right| writer.delete(right))
         })
     }
+}
+
+/// Checks the files against their descriptions: content, slots, order.
+fn verify(files: &[SnapshotFile], slots: SlotRange) -> Result<(), StoreError> {
+    let within = |key: &[u8]| &slots.key_start()[..] <= key && key < &slots.key_end()[..];
+    let mut previous: Option<&Bytes> = None;
+    for file in files {
+        let refused = |reason: &str| Err(StoreError::snapshot_file(&file.path, reason));
+        if file.first_key > file.last_key {
+            return refused("its first key is after its last");
+        }
+        if !within(&file.first_key) || !within(&file.last_key) {
+            return refused("it has keys outside the slots of the shard");
+        }
+        if previous.is_some_and(|previous| *previous >= file.first_key) {
+            return refused("it overlaps with the file before it");
+        }
+        previous = Some(&file.last_key);
+        let (size_bytes, crc32) = file_crc(&file.path)?;
+        if size_bytes != file.size_bytes {
+            return Err(StoreError::snapshot_file(
+                &file.path,
+                format_args!("it has {size_bytes} bytes, not {}", file.size_bytes),
+            ));
+        }
+        if crc32 != file.crc32 {
+            return refused("its content does not have the announced CRC-32");
+        }
+    }
+    Ok(())
 }
 
 /// The directory of an install under way; removed when it is over.

@@ -21,6 +21,8 @@
 //! - The record cache of a shard equals the engine's content for the keys that it holds and
 //!   that no commit held back has changed.
 //! - A split is one write: after a crash both shards are there, or the one that there was.
+//! - A merge is one write too: the left shard has all, or the right one is there, frozen. What
+//!   of the right one is open writes nothing after it.
 //! - An installed snapshot replaces a shard's slot range and applied record in one atomic step
 //!   of the engine: before or after a crash, never between.
 //!
@@ -42,7 +44,7 @@ mod shard;
 mod snapshot;
 mod store;
 
-pub use batch::{ShardBatch, SplitOff};
+pub use batch::{Absorbed, ShardBatch, SplitOff};
 pub use cache::CacheStats;
 pub use error::StoreError;
 pub use options::{Failpoint, FatalHook, StoreOptions};

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use bytes::{Bytes, BytesMut};
 use carillon_core::ReadView;
 use carillon_core::ids::{ShardId, Slot, SlotRange};
+use carillon_core::merging::MergeMark;
 use carillon_core::records::ShardClock;
 use parking_lot::{Mutex, MutexGuard};
 use rocksdb::{ReadOptions, WriteBatch, WriteOptions};
@@ -42,8 +43,12 @@ const ENGINE_BYTES_PER_CHANGE: usize = 8;
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     pub(crate) id: ShardId,
-    /// The first and the last slot, 16 bits each: a split takes the last ones away.
+    /// The first and the last slot, 16 bits each: a split takes the last ones away, a merge
+    /// adds others.
     slots: AtomicU32,
+    /// Its left neighbour has taken it over: nothing is written for it any more. Set under
+    /// `held`.
+    absorbed: AtomicBool,
     pub(crate) applied_key: AppliedKey,
     /// Commits are held that the engine does not have.
     behind: AtomicBool,
@@ -64,6 +69,16 @@ pub(crate) struct Held {
     /// The encoded applied record of the last commit.
     pub(crate) record: BytesMut,
     write_options: WriteOptions,
+}
+
+/// What is written together with a shard.
+pub(crate) enum Also<'a> {
+    /// Nothing.
+    Nothing,
+    /// The applied record of another shard.
+    Record(ShardId, &'a [u8]),
+    /// That another shard has none any more.
+    Removal(ShardId),
 }
 
 impl Held {
@@ -87,6 +102,7 @@ impl Shared {
             engine,
             id,
             slots: AtomicU32::new(packed(slots)),
+            absorbed: AtomicBool::new(false),
             applied_key: record::applied_key(id),
             behind: AtomicBool::new(false),
             held: Mutex::new(Held {
@@ -113,6 +129,18 @@ impl Shared {
         self.slots.store(packed(slots), Ordering::Release);
     }
 
+    pub(crate) fn is_absorbed(&self) -> bool {
+        self.absorbed.load(Ordering::Acquire)
+    }
+
+    /// Its left neighbour has it now, in the engine already.
+    pub(crate) fn set_absorbed(&self, held: &mut Held) {
+        self.absorbed.store(true, Ordering::Release);
+        held.overlay.clear();
+        held.forget();
+        self.behind.store(false, Ordering::Release);
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock()
     }
@@ -123,7 +151,7 @@ impl Shared {
         if held.overlay.bytes_len() < self.held_bytes_max {
             return Ok(());
         }
-        self.write(held, None)
+        self.write(held, Also::Nothing)
     }
 
     /// Lets the engine have everything committed so far.
@@ -134,11 +162,15 @@ impl Shared {
         if !self.behind.load(Ordering::Acquire) {
             return Ok(());
         }
-        let mut held = self.held.lock();
+        self.write_behind(&mut self.held.lock())
+    }
+
+    /// The same for who has the lock.
+    pub(crate) fn write_behind(&self, held: &mut Held) -> Result<(), StoreError> {
         if !self.behind.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.write(&mut held, None)
+        self.write(held, Also::Nothing)
     }
 
     /// For reads, which cannot return an error.
@@ -148,13 +180,15 @@ impl Shared {
         }
     }
 
-    /// Writes what is held, and with it the applied record of another shard.
-    pub(crate) fn write(
-        &self,
-        held: &mut Held,
-        also: Option<(ShardId, &[u8])>,
-    ) -> Result<(), StoreError> {
+    /// Writes what is held, and something of another shard with it.
+    pub(crate) fn write(&self, held: &mut Held, also: Also<'_>) -> Result<(), StoreError> {
         self.engine.check()?;
+        if self.is_absorbed() {
+            // Its group goes on for a moment; what it applies changes nothing.
+            held.overlay.clear();
+            self.behind.store(false, Ordering::Release);
+            return Ok(());
+        }
         self.engine.hit("store.before_write");
         let overlay = &mut held.overlay;
         let bytes =
@@ -167,8 +201,10 @@ impl Shared {
             }
         }
         writes.put(self.applied_key, &held.record);
-        if let Some((shard, record)) = also {
-            writes.put(record::applied_key(shard), record);
+        match also {
+            Also::Nothing => {}
+            Also::Record(shard, record) => writes.put(record::applied_key(shard), record),
+            Also::Removal(shard) => writes.delete(record::applied_key(shard)),
         }
         self.engine.write(writes, &held.write_options)?;
 
@@ -197,7 +233,7 @@ fn packed(slots: SlotRange) -> u32 {
 /// of its slots does.
 pub struct ShardStore {
     pub(crate) shared: Arc<Shared>,
-    claims: Claims,
+    pub(crate) claims: Claims,
     pub(crate) record: Option<AppliedRecord>,
 }
 
@@ -243,9 +279,18 @@ impl ShardStore {
             .unwrap_or_default()
     }
 
+    /// What merges have done to the shard, as of [`ShardStore::applied`].
+    #[must_use]
+    pub fn merges(&self) -> MergeMark {
+        self.record
+            .as_ref()
+            .map(|record| record.merges)
+            .unwrap_or_default()
+    }
+
     /// Opens a batch, which readers wait for; see [`ShardBatch`].
     pub fn begin(&mut self) -> ShardBatch<'_> {
-        ShardBatch::new(&self.shared, &mut self.record)
+        ShardBatch::new(&self.shared, &self.claims, &mut self.record)
     }
 
     /// A reader of what is committed, always the latest, for any thread.
@@ -268,10 +313,16 @@ impl ShardStore {
     /// Removes the shard's state and applied record, in one atomic step, durably.
     ///
     /// # Errors
-    /// [`StoreError::Poisoned`]: the process must stop.
+    /// [`StoreError::Absorbed`] when its neighbour has it. [`StoreError::Poisoned`]: the process
+    /// must stop.
     pub fn clear(&mut self) -> Result<(), StoreError> {
         let shared = &self.shared;
         shared.engine.check()?;
+        // Nobody takes it over meanwhile.
+        let claims = self.claims.lock();
+        if shared.is_absorbed() {
+            return Err(StoreError::Absorbed(shared.id));
+        }
         shared.write_held()?;
         let mut writes = WriteBatch::default();
         let slots = shared.slots();
@@ -280,6 +331,7 @@ impl ShardStore {
         shared
             .engine
             .write(writes, &engine::state_write_options())?;
+        drop(claims);
         shared.lock().forget();
         self.record = None;
         shared.engine.flush()
@@ -324,6 +376,12 @@ impl ShardReader {
     #[must_use]
     pub fn id(&self) -> ShardId {
         self.shared.id
+    }
+
+    /// Whether its left neighbour has taken it over: what is read here is the neighbour's.
+    #[must_use]
+    pub fn is_absorbed(&self) -> bool {
+        self.shared.is_absorbed()
     }
 
     /// The slots that the shard holds now.

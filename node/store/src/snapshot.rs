@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_core::ids::{ShardId, SlotRange};
+use carillon_core::merging::MergeMark;
 use carillon_core::records::{Record, ShardClock};
 use rocksdb::{DB, SnapshotWithThreadMode, SstFileWriter};
 use xxhash_rust::xxh3::Xxh3;
@@ -138,6 +139,15 @@ impl ShardSnapshot {
         self.record
             .as_ref()
             .map(|record| record.clock)
+            .unwrap_or_default()
+    }
+
+    /// What merges have done to the shard in the snapshot.
+    #[must_use]
+    pub fn merges(&self) -> MergeMark {
+        self.record
+            .as_ref()
+            .map(|record| record.merges)
             .unwrap_or_default()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_core::ids::{ShardId, SlotRange};
+use carillon_core::merging::MergeMark;
 use parking_lot::Mutex;
 
 use crate::cache::RecordCache;
@@ -18,7 +19,14 @@ use crate::shard::{ShardStore, Shared};
 
 /// A shard that is open.
 pub(crate) struct Claim {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Claim {
+    /// It has one of these slots; one that was taken over has none.
+    pub(crate) fn overlaps(&self, slots: SlotRange) -> bool {
+        !self.shared.is_absorbed() && self.shared.slots().overlaps(slots)
+    }
 }
 
 /// The shards that are open.
@@ -84,7 +92,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::InUse`] when another open shard has one of the slots;
-    /// [`StoreError::Corrupt`] when its applied record does not decode.
+    /// [`StoreError::Taken`] when the shard has no record and another one, open or not, has one
+    /// of the slots on record; [`StoreError::Corrupt`] when an applied record does not decode.
     pub fn shard(&self, id: ShardId, slots_if_new: SlotRange) -> Result<ShardStore, StoreError> {
         self.engine.check()?;
         let mut claims = self.claims.lock();
@@ -93,9 +102,19 @@ impl Store {
         let slots = slots.unwrap_or(slots_if_new);
         let taken = claims
             .iter()
-            .find(|(open, claim)| **open == id || claim.shared.slots().overlaps(slots));
+            .find(|(open, claim)| **open == id || claim.overlaps(slots));
         if let Some((&open, _)) = taken {
             return Err(StoreError::InUse { wanted: id, open });
+        }
+        if record.is_none() {
+            // Of open ones the slots may be newer than what is written here.
+            let written = read_records(&self.engine)?;
+            let mut closed = written.iter().filter(|(by, _)| !claims.contains_key(by));
+            let has = closed
+                .find(|(_, record)| record.slots.is_some_and(|written| written.overlaps(slots)));
+            if let Some((&by, _)) = has {
+                return Err(StoreError::Taken { wanted: id, by });
+            }
         }
         let shared = Arc::new(Shared::new(
             Arc::clone(&self.engine),
@@ -128,7 +147,7 @@ impl Store {
     pub fn holder(&self, slots: SlotRange) -> Option<ShardId> {
         let claims = self.claims.lock();
         let mut open = claims.iter();
-        open.find(|(_, claim)| claim.shared.slots().overlaps(slots))
+        open.find(|(_, claim)| claim.overlaps(slots))
             .map(|(id, _)| *id)
     }
 
@@ -170,33 +189,20 @@ impl Store {
             .collect())
     }
 
+    /// The slots of every shard whose slots were kept with its latest commit, open or not, and
+    /// what merges have done to it.
+    ///
+    /// # Errors
+    /// As of [`Store::applied`].
+    pub fn merges(&self) -> Result<BTreeMap<ShardId, (SlotRange, MergeMark)>, StoreError> {
+        let records = self.records()?.into_iter();
+        Ok(records
+            .filter_map(|(shard, record)| Some((shard, (record.slots?, record.merges))))
+            .collect())
+    }
+
     fn records(&self) -> Result<BTreeMap<ShardId, AppliedRecord>, StoreError> {
-        self.engine.check()?;
-        let open: Vec<_> = self
-            .claims
-            .lock()
-            .values()
-            .map(|claim| Arc::clone(&claim.shared))
-            .collect();
-        for shard in open {
-            shard.write_held()?;
-        }
-        let mut records = BTreeMap::new();
-        let mut iterator = self
-            .engine
-            .iterate(&RESERVED_PREFIX, &APPLIED_END, None, true);
-        iterator.seek_to_first();
-        while let Some((key, value)) = iterator.item() {
-            let entry = record::shard_of_applied_key(key)
-                .and_then(|shard| Ok((shard, record::decode(&Bytes::copy_from_slice(value))?)));
-            let (shard, record) = entry.map_err(|error| self.engine.poison_with(error))?;
-            records.insert(shard, record);
-            iterator.next();
-        }
-        iterator
-            .status()
-            .map_err(|error| self.engine.poison("a scan of applied records", error))?;
-        Ok(records)
+        records(&self.engine, &self.claims)
     }
 
     /// The shards whose install of a snapshot was under way when the process last ended. Each
@@ -258,4 +264,39 @@ impl Store {
     pub fn path(&self) -> &std::path::Path {
         self.engine.path()
     }
+}
+
+/// The applied records of all shards, open or not, as of their latest commits.
+pub(crate) fn records(
+    engine: &Engine,
+    claims: &Claims,
+) -> Result<BTreeMap<ShardId, AppliedRecord>, StoreError> {
+    engine.check()?;
+    let open: Vec<_> = claims
+        .lock()
+        .values()
+        .map(|claim| Arc::clone(&claim.shared))
+        .collect();
+    for shard in open {
+        shard.write_held()?;
+    }
+    read_records(engine)
+}
+
+/// Those that the engine has.
+fn read_records(engine: &Engine) -> Result<BTreeMap<ShardId, AppliedRecord>, StoreError> {
+    let mut records = BTreeMap::new();
+    let mut iterator = engine.iterate(&RESERVED_PREFIX, &APPLIED_END, None, true);
+    iterator.seek_to_first();
+    while let Some((key, value)) = iterator.item() {
+        let entry = record::shard_of_applied_key(key)
+            .and_then(|shard| Ok((shard, record::decode(&Bytes::copy_from_slice(value))?)));
+        let (shard, record) = entry.map_err(|error| engine.poison_with(error))?;
+        records.insert(shard, record);
+        iterator.next();
+    }
+    iterator
+        .status()
+        .map_err(|error| engine.poison("a scan of applied records", error))?;
+    Ok(records)
 }

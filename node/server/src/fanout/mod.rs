@@ -73,11 +73,28 @@ impl Fanout {
     /// A shard is led here now, or not any more; called when everything that was committed
     /// before is applied. The outbox, which may be long, is read on a thread of its own.
     pub fn on_leading(&self, shard: ShardId, leads: bool) {
-        if !leads {
-            return self.state.lock().follow(shard);
-        }
-        let generation = self.state.lock().take_over(shard);
+        let generation = {
+            let mut state = self.state.lock();
+            if !leads || state.has_ended(shard) {
+                return state.follow(shard);
+            }
+            state.take_over(shard)
+        };
         self.read_outbox(shard, generation);
+    }
+
+    /// A shard has taken its neighbour over: where the neighbour was led here, nothing comes of
+    /// it any more, and where the shard is, it goes on with both outboxes. Called before
+    /// anything that is stored in it later is told.
+    pub fn on_absorbed(&self, shard: ShardId, absorbed: ShardId, leads: bool) {
+        let generation = {
+            let mut state = self.state.lock();
+            state.end(absorbed);
+            leads.then(|| state.take_over(shard))
+        };
+        if let Some(generation) = generation {
+            self.read_outbox(shard, generation);
+        }
     }
 
     fn read_outbox(&self, shard: ShardId, generation: u64) {

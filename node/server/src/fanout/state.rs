@@ -90,6 +90,8 @@ pub struct FanoutState {
     lagging_listed: HashSet<ConversationId>,
     advanced: BTreeMap<ShardId, HashMap<ConversationId, Seq>>,
     generation: u64,
+    /// Shards that their neighbours have taken over, with their outboxes.
+    ended: HashSet<ShardId>,
     /// How often everything was dispatched anew.
     reroutes: u64,
 }
@@ -198,6 +200,17 @@ impl FanoutState {
                 .retain(|_, conversation| conversation.shard != shard);
             self.advanced.remove(&shard);
         }
+    }
+
+    /// A shard was taken over by its neighbour, and is never led again.
+    pub fn end(&mut self, shard: ShardId) {
+        self.follow(shard);
+        self.ended.insert(shard);
+    }
+
+    /// Whether that has happened.
+    pub fn has_ended(&self, shard: ShardId) -> bool {
+        self.ended.contains(&shard)
     }
 
     /// An entry was stored in a shard led here.
@@ -587,6 +600,29 @@ mod tests {
         state.lead(shard, generation, vec![(group(), Seq(0), Seq(1))]);
         state.fill(&source);
         assert_eq!(state.batches().len(), 2, "both take batches again");
+    }
+
+    #[test]
+    fn a_shard_that_takes_another_over_goes_on_from_the_others_outbox() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        lead(&mut state, vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        assert_eq!(state.batches().len(), 2);
+        state.end(ShardId(7));
+        let generation = state.take_over(ShardId(6));
+        // Stored by the one that has it now, while the outbox is read.
+        state.stored(ShardId(6), &group(), Seq(2), &record(true), &source);
+        assert!(state.batches().is_empty(), "the first entry is not in it");
+        state.lead(ShardId(6), generation, vec![(group(), Seq(0), Seq(1))]);
+        state.fill(&source);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert!(state.take_advanced().is_empty(), "of the one that is gone");
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(6)][&group()], Seq(2));
+        assert!(state.has_ended(ShardId(7)) && !state.has_ended(ShardId(6)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Replicas that a split has made on this disk: the split leaves a state for the new shard, in
 //! the same write in which the old one loses its slots. Here it becomes a replica of this node,
-//! and the operations of its slots find their way to it.
+//! and the operations of its slots find their way to it. So do those of slots that a merge has
+//! given to a replica; what is left of the other one is for `merged`.
 //!
 //! Owner of no state: what a split leaves is in the store, which replicas there are is kept by
 //! [`LocalReplicas`](super::local::LocalReplicas).
@@ -45,7 +46,11 @@ impl Node {
                     if let Some(replica) = self.cluster().replica(shard) {
                         replica.on_split();
                     }
-                    self.cluster().split_is_done(shard);
+                    if slots.last > local.slots.last {
+                        self.cluster().merge_is_done(shard);
+                    } else {
+                        self.cluster().split_is_done(shard);
+                    }
                 }
                 continue;
             }

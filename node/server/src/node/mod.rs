@@ -1,5 +1,6 @@
 //! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
-//! its replicas as the shard map says (`replicas`) or splits have made them (`born`), serves (`serve`, `status`), gives leads
+//! its replicas as the shard map says (`replicas`) or splits have made them (`born`), ends those
+//! that their neighbours have taken over (`merged`), serves (`serve`, `status`), gives leads
 //! back (`preferred`), steers the cluster while it leads the meta group (`steering`), and
 //! leaves in order (`leave`).
 //!
@@ -8,6 +9,7 @@
 mod born;
 mod leave;
 mod local;
+mod merged;
 mod preferred;
 mod replicas;
 mod serve;
@@ -84,7 +86,7 @@ pub struct Node {
     run: u64,
     /// Somebody wants this process to begin anew.
     restart: Notify,
-    /// A replica here has fewer slots than before.
+    /// A replica here has other slots than before.
     slots_changed: Arc<Notify>,
 }
 

@@ -7,7 +7,7 @@
 //! Owner of no state: replicas are kept by the [`Cluster`](crate::cluster::Cluster), what the
 //! disk has by [`LocalReplicas`](super::local::LocalReplicas).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use carillon_core::ids::{NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
 use carillon_core::map::{
     JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, ShardDescriptor, initial_map,
 };
+use carillon_core::merging::MergeMark;
 use carillon_log::GroupId;
 use carillon_raft::{Group, Machine, Member, SnapshotSender};
 use carillon_store::{ShardReader, StoreError};
@@ -130,6 +131,11 @@ impl Node {
             if let Err(error) = self.adopt(&meta).await {
                 die(&format!("what a split has made cannot be kept: {error:#}"));
             }
+            if let Err(error) = self.end_absorbed().await {
+                die(&format!(
+                    "what a merge has left cannot be removed: {error:#}"
+                ));
+            }
             // Once more after something was deleted: another replica of it may be due.
             while self.follow(&meta).await {}
             tokio::select! {
@@ -169,10 +175,14 @@ impl Node {
 
     /// True when something was deleted.
     async fn follow(self: &Arc<Self>, meta: &MetaState) -> bool {
-        let duties = duties(meta, self.config.node(), &self.local.all());
+        let held = match self.store.merges() {
+            Ok(found) => held_frozen(meta, self.config.node(), &self.local.all(), &found),
+            Err(error) => die(&format!("state store: {error}")),
+        };
+        let duties = duties(meta, self.config.node(), &self.local.all(), &held);
         let begun = duties.iter().filter_map(|(shard, duty)| match duty {
             Duty::Run(local) | Duty::Rebuild(local) => Some((*shard, *local)),
-            Duty::Delete(_) => None,
+            Duty::Hold | Duty::Delete(_) => None,
         });
         if let Err(error) = self.record(begun.collect()).await {
             die(&format!("the record of replicas cannot be kept: {error}"));
@@ -183,6 +193,10 @@ impl Node {
                 Duty::Run(_) if self.cluster().replica(shard).is_some() => Ok(()),
                 Duty::Run(local) => self.start_shard(meta, shard, local).await,
                 Duty::Rebuild(local) => self.rebuild_shard(meta, shard, local).await,
+                Duty::Hold => {
+                    self.hold_shard(shard).await;
+                    Ok(())
+                }
                 Duty::Delete(local) => {
                     deleted = true;
                     self.delete_shard(shard, local).await
@@ -215,10 +229,13 @@ impl Node {
             node: self.config.node(),
         };
         let state = match self.store.shard(shard, local.slots) {
-            Err(StoreError::InUse { open, .. }) if open != shard => {
+            Err(StoreError::InUse { open: other, .. } | StoreError::Taken { by: other, .. })
+                if other != shard =>
+            {
                 // The other one has not come to its split yet. When it does, this is begun with
-                // what the split leaves, or with nothing.
-                tracing::info!(shard = shard.0, waits_for = open.0, "a replica waits");
+                // what the split leaves, or with nothing. Or it has taken this one over, and the
+                // map here is yet to say so.
+                tracing::info!(shard = shard.0, waits_for = other.0, "a replica waits");
                 return Ok(());
             }
             opened => opened?,
@@ -275,9 +292,19 @@ impl Node {
     }
 
     /// Stops a replica and deletes all that is of it. What a crash leaves of it is deleted at
-    /// the next start.
-    async fn delete_shard(&self, shard: ShardId, local: LocalReplica) -> anyhow::Result<()> {
+    /// the next start. Of one whose state is its neighbour's only the log is deleted, and only
+    /// once that is durable.
+    pub(super) async fn delete_shard(
+        &self,
+        shard: ShardId,
+        local: LocalReplica,
+    ) -> anyhow::Result<()> {
         let presence = |presence| LocalReplica { presence, ..local };
+        if !self.store.applied()?.contains_key(&shard) {
+            self.leave_to_neighbour(shard).await?;
+        }
+        // One that was begun with nothing may have got something until it was stopped.
+        let has_state = self.store.applied()?.contains_key(&shard);
         self.record(vec![(shard, presence(Presence::Leaving))])
             .await?;
         carillon_log::failpoint::hit("node.replica.leaving");
@@ -288,6 +315,10 @@ impl Node {
         let delete = move || -> anyhow::Result<()> {
             log.remove_group(GroupId(shard.0))?;
             carillon_log::failpoint::hit("node.replica.log_removed");
+            if !has_state {
+                carillon_log::failpoint::hit("node.merge.log_removed");
+                return Ok(());
+            }
             let mut state = store.shard(shard, local.slots)?;
             // A split may have taken slots from it just now. Once its state is gone only the
             // record says so, and a crash must not make more of it than it was.
@@ -390,7 +421,8 @@ impl Node {
         let node = self.clone();
         tokio::spawn(async move {
             let reason = replica.group().stopped().await;
-            if !node.stopping.load(Ordering::Acquire) && !replica.is_retired() {
+            let ended = replica.is_retired() || replica.reader().is_absorbed();
+            if !node.stopping.load(Ordering::Acquire) && !ended {
                 die(&format!("shard {}: {reason}", replica.shard().0));
             }
         });
@@ -404,8 +436,40 @@ enum Duty {
     Run(LocalReplica),
     /// Make this replica of the one that is here, and run it.
     Rebuild(LocalReplica),
+    /// Stop it and leave its state: it is frozen, and the one that takes it over here has yet to
+    /// come to that.
+    Hold,
     /// Delete it.
     Delete(LocalReplica),
+}
+
+/// Shards that the map has no more, since their neighbours have taken them over, and that are
+/// still here, frozen, for a neighbour that has not come to that: what the disk has of them.
+fn held_frozen(
+    meta: &MetaState,
+    me: NodeId,
+    local: &BTreeMap<ShardId, LocalReplica>,
+    found: &BTreeMap<ShardId, (SlotRange, MergeMark)>,
+) -> BTreeSet<ShardId> {
+    let stays = |shard: ShardId| {
+        let wanted = meta.replica_for(shard, me);
+        let here = local.get(&shard);
+        here.is_some_and(|here| {
+            here.presence == Presence::Live
+                && wanted.is_some_and(|wanted| wanted.replica_id == here.replica_id)
+        })
+    };
+    let frozen = found.iter().filter_map(|(shard, (slots, merges))| {
+        let merge_id = merges.frozen_by?;
+        Some((*shard, *slots, merge_id))
+    });
+    let held = frozen.filter(|(shard, slots, merge_id)| {
+        meta.map.shard(*shard).is_none()
+            && found.iter().any(|(left, (of_left, merges))| {
+                of_left.joined(*slots).is_some() && merges.absorbed < *merge_id && stays(*left)
+            })
+    });
+    held.map(|(shard, _, _)| shard).collect()
 }
 
 /// What the map, the moves and the disk demand of `me`. The map here may be older than what
@@ -414,6 +478,7 @@ fn duties(
     meta: &MetaState,
     me: NodeId,
     local: &BTreeMap<ShardId, LocalReplica>,
+    held: &BTreeSet<ShardId>,
 ) -> BTreeMap<ShardId, Duty> {
     let epoch = meta.map.epoch;
     let mut duties = BTreeMap::new();
@@ -430,6 +495,7 @@ fn duties(
                 ..*local
             }),
             (Presence::Live, None) if stays => Duty::Run(*local),
+            (Presence::Live, None) if held.contains(shard) => Duty::Hold,
             (Presence::Rebuilding, _) if stays => Duty::Rebuild(*local),
             (Presence::Live | Presence::Rebuilding | Presence::Leaving, _) => Duty::Delete(*local),
             (Presence::Gone, _) => continue,
@@ -487,6 +553,7 @@ mod tests {
     use carillon_core::map::{
         Move, MoveId, MoveReason, MoveStep, Recovery, Replica as Placed, ShardMap, initial_map,
     };
+    use carillon_core::merging::MergeId;
     use carillon_core::placement::Zone;
     use carillon_core::{TimestampMs, map::NodeInfo};
 
@@ -547,8 +614,17 @@ mod tests {
     }
 
     fn duty(meta: &MetaState, local: &BTreeMap<ShardId, LocalReplica>) -> Option<(char, u64)> {
-        let duty = duties(meta, ME, local).remove(&SHARD)?;
+        duty_holding(meta, local, &BTreeSet::new())
+    }
+
+    fn duty_holding(
+        meta: &MetaState,
+        local: &BTreeMap<ShardId, LocalReplica>,
+        held: &BTreeSet<ShardId>,
+    ) -> Option<(char, u64)> {
+        let duty = duties(meta, ME, local, held).remove(&SHARD)?;
         Some(match duty {
+            Duty::Hold => ('h', 0),
             Duty::Run(replica) => ('r', replica.replica_id.0),
             Duty::Rebuild(replica) => ('b', replica.replica_id.0),
             Duty::Delete(replica) => ('d', replica.replica_id.0),
@@ -633,6 +709,77 @@ mod tests {
         // Given up while it was made.
         let away = with_replica(10, 0);
         assert_eq!(duty(&away, &begun), Some(('d', 40)));
+    }
+
+    #[test]
+    fn what_is_frozen_stays_until_the_neighbour_here_has_it() {
+        let (before, after) = SlotRange::ALL.split(Slot(100)).expect("two parts");
+        let (left, right) = (SHARD, ShardId(2));
+        // The map has one shard: it took the other one over.
+        let meta = meta(9);
+        let id = mine(&meta);
+        let here = |replica_id, slots, presence| LocalReplica {
+            replica_id,
+            slots,
+            since: Epoch(1),
+            presence,
+        };
+        let local: BTreeMap<ShardId, LocalReplica> = [
+            (left, here(id, before, Presence::Live)),
+            (right, here(ReplicaId(70), after, Presence::Live)),
+        ]
+        .into();
+        let mark = |frozen_by: u64, absorbed| MergeMark {
+            frozen_by: (frozen_by > 0).then_some(MergeId(frozen_by)),
+            seen: MergeId(frozen_by),
+            absorbed: MergeId(absorbed),
+        };
+        let found = |of_left: MergeMark, of_right: MergeMark| -> BTreeMap<_, _> {
+            [(left, (before, of_left)), (right, (after, of_right))].into()
+        };
+        let held = |meta: &MetaState, local: &BTreeMap<_, _>, found: &BTreeMap<_, _>| {
+            !held_frozen(meta, ME, local, found).is_empty()
+        };
+        let frozen = found(mark(0, 4), mark(5, 0));
+        assert!(held(&meta, &local, &frozen));
+        let holding = duties(&meta, ME, &local, &[right].into());
+        assert_eq!(holding[&right], Duty::Hold);
+        assert!(matches!(holding[&left], Duty::Run(_)));
+        // It was thawed; the neighbour is past that merge; it is no neighbour.
+        assert!(!held(&meta, &local, &found(mark(0, 4), mark(0, 0))));
+        assert!(!held(&meta, &local, &found(mark(0, 5), mark(5, 0))));
+        let apart = [
+            (left, (before, mark(0, 0))),
+            (
+                right,
+                (
+                    SlotRange {
+                        first: Slot(101),
+                        ..after
+                    },
+                    mark(5, 0),
+                ),
+            ),
+        ];
+        assert!(!held(&meta, &local, &apart.into()));
+        // The neighbour here is another replica than the map's, or goes.
+        let mut other = local.clone();
+        other.insert(left, here(ReplicaId(id.0 + 90), before, Presence::Live));
+        assert!(!held(&meta, &other, &frozen));
+        other.insert(left, here(id, before, Presence::Leaving));
+        assert!(!held(&meta, &other, &frozen));
+        // The map has it: it is as with any other.
+        let mut both = meta.clone();
+        let shard = ShardDescriptor {
+            shard_id: right,
+            ..both.map.shards[0].clone()
+        };
+        both.map.shards.push(shard);
+        assert!(!held(&both, &local, &frozen));
+        assert_eq!(
+            duty_holding(&with_replica(9, 0), &local, &BTreeSet::new()),
+            Some(('d', id.0))
+        );
     }
 
     #[test]

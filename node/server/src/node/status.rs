@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use carillon_core::ids::ShardId;
-use carillon_core::map::META_SHARD;
+use carillon_core::map::{META_SHARD, MergeStep, MetaState};
 use carillon_proto::admin::replica_status::Role as RoleStatus;
 use carillon_proto::admin::{NodeStatus, ReplicaStatus};
 use carillon_proto::internal::{
@@ -19,6 +19,7 @@ use super::{Node, RETRY_INTERVAL};
 use crate::files::Disk;
 use crate::metrics::Observed;
 use crate::peer::group::{config_to_proto, member_to_proto};
+use crate::peer::snapshot::merges_to_proto;
 use crate::shard::Replica;
 
 /// A leader whose majority says nothing for this long is not counted as one.
@@ -47,6 +48,8 @@ impl Node {
             .shards
             .iter()
             .filter(|shard| shard.replica_on(self.config.node()).is_some())
+            // Its neighbour has it, or is about to; nobody waits for a leader of it.
+            .filter(|shard| !being_absorbed(&meta, shard.shard_id))
             .filter(|shard| !self.is_led(shard.shard_id))
             .map(|shard| shard.shard_id.0)
             .collect();
@@ -214,8 +217,8 @@ impl Node {
         ShardReplica {
             shard_id: replica.shard().0,
             group: (status.role == Role::Leader).then(|| group_status(&status)),
-            merges: None,
-            kept_frozen_by: 0,
+            merges: merges_to_proto(replica.merges()),
+            kept_frozen_by: self.kept_frozen_by(replica).unwrap_or_default().0,
             status: Some(ReplicaStatus {
                 node_id: self.config.node_id,
                 replica_id: replica.group().me().replica.0,
@@ -233,6 +236,12 @@ impl Node {
             }),
         }
     }
+}
+
+/// Whether the shard's neighbour takes it over, which is not taken back any more.
+fn being_absorbed(meta: &MetaState, shard: ShardId) -> bool {
+    let mut merges = meta.merges.values();
+    merges.any(|merge| merge.absorbed_shard_id == shard && merge.step == MergeStep::Absorbing)
 }
 
 fn group_status(status: &carillon_raft::GroupStatus) -> GroupStatus {

@@ -345,6 +345,8 @@ impl Peers {
                 };
                 replica.take(lead, &make(body), origin)
             }
+            // Its neighbour has taken it over, unless this node is behind.
+            None if !self.cluster.is_routed(frame.shard) => Err(Undone::Moved),
             None => Err(Undone::Retry(None)),
         };
         if let Err(undone) = taken {

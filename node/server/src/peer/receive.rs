@@ -24,7 +24,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
-use super::snapshot::{FILE_BYTES_TARGET, ReceivedSnapshot, new_directory};
+use super::snapshot::{FILE_BYTES_TARGET, ReceivedSnapshot, merges_from_proto, new_directory};
 use crate::files::Disk;
 use crate::gateway::errors::Failure;
 
@@ -173,6 +173,7 @@ impl SnapshotInbox {
             files: Vec::with_capacity(head.files.len()),
             clock: head.clock.clone(),
             slots: slots(head)?,
+            merges: merges_from_proto(head.merges),
             directory: new_directory(&self.directory, shard).map_err(disk)?,
         };
         let mut rest = Bytes::new();

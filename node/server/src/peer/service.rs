@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use carillon_core::command::BatchReader;
 use carillon_core::ids::{NodeId, ShardId};
-use carillon_core::map::{JoinToken, MetaCommand, MetaRefusal, MetaReply, NodeInfo};
+use carillon_core::map::{
+    JoinToken, Merge, MergeStep, MetaCommand, MetaRefusal, MetaReply, NodeInfo,
+};
 use carillon_core::placement::Zone;
 use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, ReplicaChecksum};
 use carillon_proto::internal::change_members_request::Change;
@@ -15,9 +17,9 @@ use carillon_proto::internal::peer_server::Peer;
 use carillon_proto::internal::{
     ChangeMembersRequest, ChangeMembersResponse, ChecksumRequest, ChecksumResponse, FlushRequest,
     FlushResponse, IdentifyRequest, IdentifyResponse, InstallSnapshotResponse, JoinRequest,
-    JoinResponse, KnownNode, LogEndRequest, LogEndResponse, Packet, RestartRequest,
-    RestartResponse, SnapshotChunk, SplitShardRequest, SplitShardResponse, StartChecksumResponse,
-    StatusRequest, StatusResponse, TransferRequest, TransferResponse,
+    JoinResponse, KnownNode, LogEndRequest, LogEndResponse, MergeRequest, MergeResponse, Packet,
+    RestartRequest, RestartResponse, SnapshotChunk, SplitShardRequest, SplitShardResponse,
+    StartChecksumResponse, StatusRequest, StatusResponse, TransferRequest, TransferResponse,
 };
 use carillon_raft::MemberChange;
 use futures_util::{Stream, StreamExt};
@@ -28,6 +30,7 @@ use super::receive::{self, SnapshotInbox};
 use super::{LinkKind, Peers};
 use crate::node::Node;
 use crate::shard::Replica;
+use crate::shard::merging::NotMerged;
 
 /// A leader that does not hand over within this keeps leading.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +38,15 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A checksum of a large shard reads all of it.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The answer to a step of a merge.
+fn merged(done: Result<(), NotMerged>) -> Result<Response<MergeResponse>, Status> {
+    match done {
+        Ok(()) => Ok(Response::new(MergeResponse {})),
+        Err(error @ NotMerged::Late) => Err(Status::failed_precondition(error.to_string())),
+        Err(error) => Err(Status::unavailable(error.to_string())),
+    }
+}
 
 type PacketStream = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 
@@ -83,6 +95,28 @@ impl PeerService {
         Ok(Response::new(Box::pin(
             out.map(|frames| Ok(Packet { frames })),
         )))
+    }
+
+    /// The merge that is asked for, as this node knows it, if it is at one of these steps;
+    /// `asked` says which of its shards is asked then.
+    fn merge(
+        &self,
+        request: Request<MergeRequest>,
+        steps: &[MergeStep],
+        asked: impl Fn(&Merge) -> ShardId,
+    ) -> Result<Merge, Status> {
+        let (_, request) = self.admitted(request)?;
+        let meta = self.peers.cluster.meta();
+        let mut running = meta.merges.values();
+        let merge = running.find(|merge| {
+            merge.merge_id.0 == request.merge_id
+                && steps.contains(&merge.step)
+                && asked(merge).0 == request.shard_id
+        });
+        merge.cloned().ok_or_else(|| {
+            let text = "this node does not know of the merge, or it is at another step";
+            Status::failed_precondition(text)
+        })
     }
 
     fn replica(&self, shard: u32) -> Result<Arc<Replica>, Status> {
@@ -198,6 +232,44 @@ impl Peer for PeerService {
                 request.shard_id
             )))
         }
+    }
+
+    async fn freeze_shard(
+        &self,
+        request: Request<MergeRequest>,
+    ) -> Result<Response<MergeResponse>, Status> {
+        let steps = [MergeStep::Freezing];
+        let merge = self.merge(request, &steps, |merge| merge.absorbed_shard_id)?;
+        let replica = self.replica(merge.absorbed_shard_id.0)?;
+        merged(replica.freeze(merge.merge_id).await)
+    }
+
+    async fn keep_frozen(
+        &self,
+        request: Request<MergeRequest>,
+    ) -> Result<Response<MergeResponse>, Status> {
+        let steps = [MergeStep::Freezing, MergeStep::Absorbing];
+        let merge = self.merge(request, &steps, |merge| merge.absorbed_shard_id)?;
+        merged(self.node.keep_frozen(&merge).await)
+    }
+
+    async fn thaw_shard(
+        &self,
+        request: Request<MergeRequest>,
+    ) -> Result<Response<MergeResponse>, Status> {
+        let steps = [MergeStep::Thawing];
+        let merge = self.merge(request, &steps, |merge| merge.absorbed_shard_id)?;
+        let replica = self.replica(merge.absorbed_shard_id.0)?;
+        merged(replica.thaw(merge.merge_id).await)
+    }
+
+    async fn absorb_shard(
+        &self,
+        request: Request<MergeRequest>,
+    ) -> Result<Response<MergeResponse>, Status> {
+        let steps = [MergeStep::Absorbing];
+        let merge = self.merge(request, &steps, |merge| merge.shard_id)?;
+        merged(self.node.absorb(&merge).await)
     }
 
     async fn transfer(

@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
 use carillon_core::ids::{ShardId, SlotRange};
 use carillon_core::map::MetaState;
+use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::records::{Record as _, ShardClock};
 use carillon_proto::internal::snapshot_chunk::Part;
-use carillon_proto::internal::{SnapshotChunk, SnapshotFile as FileHead, SnapshotHead};
-use carillon_raft::{OutgoingSnapshot, SnapshotSender};
+use carillon_proto::internal::{
+    ShardMerges, SnapshotChunk, SnapshotFile as FileHead, SnapshotHead,
+};
+use carillon_raft::{AppliedRecord, Member, OutgoingSnapshot, SnapshotSender};
 use carillon_store::{ShardSnapshot, SnapshotFile};
 use futures_util::future::BoxFuture;
 use tokio::io::AsyncReadExt as _;
@@ -45,6 +49,7 @@ pub struct ReceivedSnapshot {
     pub(super) files: Vec<SnapshotFile>,
     pub(super) clock: Bytes,
     pub(super) slots: Option<SlotRange>,
+    pub(super) merges: MergeMark,
     /// Removed with it; installing moves the files out first.
     pub(super) directory: PathBuf,
 }
@@ -58,6 +63,11 @@ impl ReceivedSnapshot {
     /// The slots that they are of; none from a node that does not say so.
     pub fn slots(&self) -> Option<SlotRange> {
         self.slots
+    }
+
+    /// What merges have done to the shard as of them.
+    pub fn merges(&self) -> MergeMark {
+        self.merges
     }
 
     /// The record that came with them.
@@ -139,10 +149,13 @@ async fn send(
     tracing::info!(shard = shard.0, to = to.0, "sends a snapshot");
     let directory = Cleanup(new_directory(&sender.directory, shard)?);
     let path = directory.0.clone();
-    let slots = match &*content {
-        Content::Shard(snapshot) => Some(snapshot.slots()),
-        Content::Meta(_) => None,
+    let (slots, merges) = match &*content {
+        Content::Shard(snapshot) => (Some(snapshot.slots()), merges_to_proto(snapshot.merges())),
+        Content::Meta(_) => (None, None),
     };
+    if slots.is_some() {
+        check_whole(&sender.cluster, shard, snapshot.to, &snapshot.applied)?;
+    }
     let (files, clock) =
         tokio::task::spawn_blocking(move || write_files(&content, &path)).await??;
     let head = SnapshotHead {
@@ -162,6 +175,7 @@ async fn send(
         clock,
         first_slot: slots.map(|slots| u32::from(slots.first.0)),
         last_slot: slots.map(|slots| u32::from(slots.last.0)),
+        merges,
     };
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let total = files.iter().map(|file| file.size_bytes).sum();
@@ -182,6 +196,46 @@ async fn send(
     };
     tracing::info!(shard = shard.0, to = to.0, "the snapshot is installed");
     Ok(response.into_inner().vote)
+}
+
+/// A replica that is being made has nothing of a shard that this one took over, so what it gets
+/// must be from after that. An entry that takes a shard over and is committed may not be applied
+/// here yet; it is once an entry of this lead is. A voter has what was taken over, and may be
+/// needed for this lead to commit anything.
+fn check_whole(
+    cluster: &Cluster,
+    shard: ShardId,
+    to: Member,
+    applied: &Bytes,
+) -> anyhow::Result<()> {
+    let replica = cluster.replica(shard);
+    let replica = replica.context("the replica is not here any more")?;
+    let group = replica.group();
+    let term = group.leadership().borrow().term;
+    let of = AppliedRecord::decode(applied.clone())?.position();
+    anyhow::ensure!(
+        group.status().voters.contains(&to) || of.is_some_and(|of| of.term == term),
+        "the leader has not applied yet what was committed before it led"
+    );
+    Ok(())
+}
+
+/// What merges have done to a shard; none when nothing.
+pub fn merges_to_proto(merges: MergeMark) -> Option<ShardMerges> {
+    (merges != MergeMark::default()).then(|| ShardMerges {
+        frozen_by: merges.frozen_by.unwrap_or_default().0,
+        seen: merges.seen.0,
+        absorbed: merges.absorbed.0,
+    })
+}
+
+/// The same, read.
+pub fn merges_from_proto(merges: Option<ShardMerges>) -> MergeMark {
+    merges.map_or_else(MergeMark::default, |merges| MergeMark {
+        frozen_by: (merges.frozen_by != 0).then_some(MergeId(merges.frozen_by)),
+        seen: MergeId(merges.seen),
+        absorbed: MergeId(merges.absorbed),
+    })
 }
 
 fn write_files(content: &Content, directory: &Path) -> anyhow::Result<(Vec<SnapshotFile>, Bytes)> {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use carillon_core::ids::ShardId;
 
-use super::{About, Completed, Lane, LaneState, OpError, Operation, Router, finish};
+use super::{About, Completed, Lane, LaneState, OpError, Operation, Router, finish, retract};
 
 impl Router {
     /// Makes the routing what the map says, once the last change is wholly through. Returns the
@@ -45,6 +45,7 @@ impl Router {
         self.cluster.set_routing(next);
         let mut gained = Vec::new();
         for (from, to) in moves {
+            let merged = !self.cluster.is_routed(from);
             tracing::info!(from = from.0, to = to.0, "slots have another shard");
             gained.push(to);
             let lane = self.lane(from);
@@ -53,12 +54,23 @@ impl Router {
                 let mut state = lane.state.lock();
                 state.leaving.push(to);
                 state.route = None;
+                if merged {
+                    // It is frozen for ever: what is in flight was done before, and is
+                    // recognised when it is asked for again, or is never done there.
+                    retract(&mut state);
+                }
                 self.flow(&lane, &mut state, &mut completed);
             }
             finish(completed);
         }
         gained.dedup();
         gained
+    }
+
+    /// Whether nobody answers what several slots of the shard are asked any more: it has none,
+    /// since its neighbour has taken it over.
+    pub(super) fn has_ended(&self, shard: ShardId, about: About) -> bool {
+        matches!(about, About::Slots { .. }) && !self.cluster.is_routed(shard)
     }
 
     /// Hands over what belongs to other lanes, once nothing is in flight any more.
@@ -77,6 +89,9 @@ impl Router {
                     owner => gone.entry(owner).or_default().push(operation),
                 },
                 About::Slots { version } if version < now => {
+                    completed.push((operation.sink, Err(OpError::Moved)));
+                }
+                about if self.has_ended(lane.shard, about) => {
                     completed.push((operation.sink, Err(OpError::Moved)));
                 }
                 // Made since: whoever leads says whether it fits.

@@ -12,10 +12,11 @@ use bytes::Bytes;
 use carillon_core::apply::{Context, Effects, Event, apply};
 use carillon_core::command::BatchReader;
 use carillon_core::ids::{ConversationId, Seq, ShardId};
+use carillon_core::merging::MergeMark;
 use carillon_core::records::{MessageRecord, ShardClock};
 use carillon_log::failpoint;
 use carillon_raft::{AppliedRecord, CommittedEntry, FlushJob, Machine, Member, SnapshotContent};
-use carillon_store::{ShardStore, SplitOff};
+use carillon_store::{Absorbed, ShardStore, SplitOff};
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -49,6 +50,12 @@ impl ShardMachine {
         fanout: Arc<Fanout>,
     ) -> (Self, MachineEnded) {
         let (shard, clock) = (state.id(), state.clock());
+        let merges = state.merges();
+        shared.merges.send_replace(merges);
+        if let Some(merge_id) = merges.frozen_by {
+            // It is as it was found on the disk.
+            shared.keep(merge_id);
+        }
         let (lives, ended) = oneshot::channel();
         let machine = Self {
             shard,
@@ -64,6 +71,30 @@ impl ShardMachine {
     }
 }
 
+impl ShardMachine {
+    /// The shard has taken another one over.
+    fn absorbed(&self, right: ShardId) {
+        // As it is now: a leader from here on reads the outbox later than this.
+        let leading = self.shared.leading.load(Ordering::Acquire);
+        self.fanout.on_absorbed(self.shard, right, leading);
+        self.shared.slots_changed.notify_one();
+    }
+
+    /// A merge has done something to the shard, and it is committed.
+    fn marked(&self, before: MergeMark, now: MergeMark) {
+        if now.absorbed != before.absorbed {
+            failpoint::hit("shard.absorbed");
+        } else if now.frozen_by.is_some() {
+            tracing::info!(shard = self.shard.0, merge = now.seen.0, "is frozen");
+            failpoint::hit("shard.frozen");
+        } else {
+            tracing::info!(shard = self.shard.0, merge = now.seen.0, "is thawed");
+            failpoint::hit("shard.thawed");
+        }
+        self.shared.merges.send_replace(now);
+    }
+}
+
 impl Machine for ShardMachine {
     fn applied(&self) -> Option<Bytes> {
         self.state.applied().cloned()
@@ -74,7 +105,10 @@ impl Machine for ShardMachine {
         let mut all = Vec::with_capacity(entries.len());
         let mut checksum = None;
         let mut split = None;
+        let mut absorb = None;
         let slots = self.state.slots();
+        let before = self.state.merges();
+        let mut merges = before;
         let mut batch = self.state.begin();
         for entry in entries {
             let Some(payload) = &entry.payload else {
@@ -92,7 +126,8 @@ impl Machine for ShardMachine {
             } else {
                 0
             });
-            let mut context = Context::new(self.shard, slots, at, &mut self.clock);
+            let mut context =
+                Context::new(self.shard, slots, at, &mut self.clock).with_merges(merges);
             if !entry.proposed_here {
                 context = context.without_deliveries();
             }
@@ -118,6 +153,9 @@ impl Machine for ShardMachine {
                         at,
                         replicas,
                     }) => split = Some((new_shard, at, replicas)),
+                    Some(Event::Absorb { shard, slots, .. }) => {
+                        absorb = Some(Absorbed { id: shard, slots })
+                    }
                     Some(event @ Event::Delivered { .. }) if entry.proposed_here => {
                         effect.event = Some(event)
                     }
@@ -127,11 +165,17 @@ impl Machine for ShardMachine {
                     effects.push(effect);
                 }
             }
+            merges = context.merges();
             all.push(effects);
         }
-        let committed = match &split {
-            None => batch.commit(&applied, self.clock),
-            Some((new_shard, at, replicas)) => {
+        let committed = match (&split, &absorb) {
+            (None, None) => batch.commit_marked(&applied, self.clock, merges),
+            (None, Some(right)) => {
+                failpoint::hit("shard.absorbing");
+                let clock = batch.commit_absorb(&applied, self.clock, merges, right);
+                clock.map(|clock| self.clock = clock)
+            }
+            (Some((new_shard, at, replicas)), _) => {
                 let voters: Vec<Member> = replicas.iter().map(member_of).collect();
                 let new = SplitOff {
                     id: *new_shard,
@@ -155,6 +199,17 @@ impl Machine for ShardMachine {
             );
             self.shared.slots_changed.notify_one();
         }
+        if let Some(right) = absorb {
+            tracing::info!(
+                shard = self.shard.0,
+                absorbed = right.id.0,
+                "took its neighbour over"
+            );
+            self.absorbed(right.id);
+        }
+        if merges != before {
+            self.marked(before, merges);
+        }
         if let Some((nonce, index)) = checksum {
             match self.state.snapshot() {
                 Ok(snapshot) => self.shared.checksums.compute(nonce, index, snapshot),
@@ -170,12 +225,18 @@ impl Machine for ShardMachine {
 
     fn ends_batch(&self, payload: &Bytes) -> bool {
         // A checksum is of the state right after its entry, the same on every replica; a split
-        // is kept in one write with it.
+        // and a merge are kept in one write with it.
         carillon_core::command::is_standing_alone(payload)
     }
 
     fn flush(&self) -> FlushJob {
-        self.flusher.job(self.shard)
+        let job = self.flusher.job(self.shard);
+        let (reader, last) = (self.state.reader(), self.state.applied().cloned());
+        Box::new(move || match job() {
+            // Nothing of it is on the disk any more, and nothing of its log is needed.
+            Err(error) if reader.is_absorbed() => last.ok_or(error),
+            flushed => flushed,
+        })
     }
 
     fn snapshot(&self) -> io::Result<(Bytes, SnapshotContent)> {
@@ -193,10 +254,23 @@ impl Machine for ShardMachine {
         let clock = clock_of(&received)?;
         let had = self.state.slots();
         let slots = received.slots().unwrap_or(had);
-        self.state
-            .install(received.files(), &applied, clock, slots)
+        let (before, merges) = (self.state.merges(), received.merges());
+        let absorbed = self
+            .state
+            .install(received.files(), &applied, clock, slots, merges)
             .map_err(io::Error::other)?;
         self.clock = clock;
+        if let Some(absorbed) = absorbed {
+            tracing::info!(
+                shard = self.shard.0,
+                absorbed = absorbed.0,
+                "has its neighbour by a snapshot"
+            );
+            self.absorbed(absorbed);
+        }
+        if merges != before {
+            self.shared.merges.send_replace(merges);
+        }
         if slots != had {
             self.shared.slots_changed.notify_one();
         }

@@ -10,21 +10,23 @@ pub mod checksums;
 pub mod lead;
 pub mod load;
 pub mod machine;
+pub mod merging;
 pub mod probe;
 pub mod queue;
 pub mod subscribers;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use carillon_core::apply::{Delivery, Effects, Event};
 use carillon_core::command::{
-    BATCH_HEADER_BYTES, Command, encode_batch_header, push_command, pushed_bytes,
+    BATCH_HEADER_BYTES, Command, encode_batch_header, passes_frozen, push_command, pushed_bytes,
 };
 use carillon_core::ids::{ConversationId, NodeId, Seq, ShardId, TimestampMs, UserId};
 use carillon_core::map::Split;
+use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::read::outbox_markers;
 use carillon_core::records::MessageRecord;
 use carillon_core::reply::Reply;
@@ -33,7 +35,7 @@ use carillon_raft::{Group, Leadership, Outcome};
 use carillon_store::ShardReader;
 use parking_lot::Mutex;
 use prost::Message as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use self::beat::Beat;
 use self::checksums::Checksums;
@@ -57,6 +59,8 @@ const OUTBOX_PAGE: usize = 1_000;
 /// Deliveries that may wait in a shard beyond what clients' commands may: what is stored must
 /// get room, however much more clients want to store. A few whole batches.
 const DELIVERIES_WAITING_EXTRA: usize = 3 * BATCH_ITEMS_MAX as usize;
+/// What thaws a shard finds room beyond all that waits for it.
+const STEPS_WAITING_EXTRA: usize = 64;
 
 /// How long a query may wait for its ReadIndex; callers have deadlines of their own.
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,8 +91,19 @@ pub struct Shared {
     pub checksums: Arc<Checksums>,
     /// What there is to do.
     pub load: Arc<Load>,
-    /// Told when the replica's slots have become fewer: a new shard has the others.
+    /// Told when the replica has other slots: a new shard has some, or it has a neighbour's.
     pub slots_changed: Arc<Notify>,
+    /// What merges have done to the shard, as far as it has applied.
+    pub merges: Arc<watch::Sender<MergeMark>>,
+    /// The merge for which it was frozen when all of that was on the disk; 0 for none.
+    pub kept: Arc<AtomicU64>,
+}
+
+impl Shared {
+    /// All that it is frozen with for this merge is on the disk.
+    pub fn keep(&self, merge_id: MergeId) {
+        self.kept.store(merge_id.0, Ordering::Release);
+    }
 }
 
 /// See the file's head.
@@ -188,9 +203,15 @@ impl Replica {
     /// Follows the group's leadership until it ends.
     pub async fn run(self: Arc<Self>) {
         let mut leadership = self.group.leadership();
+        let mut merges = self.shared.merges.subscribe();
         let mut routed = None;
+        let mut frozen = false;
         loop {
             let now: Leadership = *leadership.borrow_and_update();
+            let was_frozen = std::mem::replace(&mut frozen, self.follow_merges(&mut merges));
+            if was_frozen && !frozen {
+                self.on_thawed();
+            }
             self.on_leadership(&now);
             let route = route(&now);
             if route != routed && route.is_some() {
@@ -198,7 +219,12 @@ impl Replica {
                 self.services.router.on_leader_changed(self.shard);
                 self.services.gateway.on_leader_changed(self.shard);
             }
-            if leadership.changed().await.is_err() {
+            // Both arms are cancel-safe: they only tell that there is something newer.
+            let alive = tokio::select! {
+                changed = leadership.changed() => changed.is_ok(),
+                changed = merges.changed() => changed.is_ok(),
+            };
+            if !alive {
                 return;
             }
         }
@@ -244,6 +270,9 @@ impl Replica {
             },
         };
         let max = self.config.proposals_waiting_max;
+        if self.reader.is_absorbed() {
+            return Err(Undone::Moved);
+        }
         if lead == Lead::ANY && !matches!(payload, Payload::Query(_)) {
             return Err(not_taken(NotTaken::NotLeader));
         }
@@ -323,6 +352,9 @@ impl Replica {
     /// Takes a proposal, or gives it back.
     pub fn offer(&self, proposal: Proposal) -> Result<(), (Proposal, NotTaken)> {
         let waiting_max = match proposal.origin {
+            _ if passes_frozen(&proposal.command) => {
+                self.config.proposals_waiting_max + DELIVERIES_WAITING_EXTRA + STEPS_WAITING_EXTRA
+            }
             Origin::Lane { .. } | Origin::Relay { .. } => self.config.proposals_waiting_max,
             // The node's own work is what empties the queues of others.
             Origin::Deliver { .. } | Origin::Probe { .. } | Origin::Nobody => {
@@ -398,6 +430,12 @@ impl Replica {
         match outcome {
             Outcome::Applied(effects) => {
                 self.services.beat.applied_after(proposed.elapsed());
+                let frozen = effects.iter().any(|effect| effect.reply == Reply::Frozen);
+                let (origins, effects) = if frozen {
+                    self.take_back_frozen(lead, origins, effects)
+                } else {
+                    (origins, effects)
+                };
                 self.answer(origins, effects);
             }
             Outcome::NotLeader { .. }
@@ -452,19 +490,28 @@ impl Replica {
         }
     }
 
-    /// Gives back what was not done; `hint` is where to go instead, at once.
+    /// Gives back what was not done; `hint` is where to go instead, at once. What its neighbour
+    /// has now is done there.
     fn reject(&self, origins: impl Iterator<Item = Origin>, hint: Option<Route>) {
+        let absorbed = self.reader.is_absorbed();
+        let undone = || match absorbed {
+            true => Undone::Moved,
+            false => Undone::Retry(hint),
+        };
         for origin in origins {
             match origin {
                 Origin::Lane { sequence } => {
                     self.services
                         .router
-                        .settle(self.shard, sequence, Err(Undone::Retry(hint)));
+                        .settle(self.shard, sequence, Err(undone()));
                 }
                 Origin::Relay { link, correlation } => {
-                    frames::send_settled(&link, self.shard, correlation, &Err(Undone::Retry(hint)));
+                    frames::send_settled(&link, self.shard, correlation, &Err(undone()));
                 }
-                Origin::Deliver { batch, .. } => batch.item_ended(Ended::Undone),
+                Origin::Deliver { batch, .. } => batch.item_ended(match absorbed {
+                    true => Ended::Moved,
+                    false => Ended::Undone,
+                }),
                 Origin::Probe { probe, .. } => probe.undone(),
                 Origin::Nobody => {}
             }
@@ -551,6 +598,14 @@ impl Replica {
         match tokio::time::timeout(READ_INDEX_TIMEOUT, self.group.read_index()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return Err(Undone::Retry(None)),
+        }
+        // What is kept may be taken over at any time, without a word to this group.
+        if self.kept().is_some() {
+            return Err(if self.reader.is_absorbed() {
+                Undone::Moved
+            } else {
+                Undone::Retry(None)
+            });
         }
         // A split that was done when it was asked is applied here by now.
         if !crate::query::is_within(&query, self.reader.slots()) {

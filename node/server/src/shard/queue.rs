@@ -4,6 +4,9 @@
 //! [`Lead`] in which its sender believes this replica, and is proposed only in that lead: so
 //! a command that comes back undone is never overtaken by a later one.
 //!
+//! While the shard is frozen the queue is held: what waits stays, in its order, and only what a
+//! frozen shard does as well goes through.
+//!
 //! Invariant: the newest lead that is known never decreases; no lead that has ended is led
 //! again; an item is answered exactly once.
 
@@ -12,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use carillon_core::command::{pushed_bytes, stands_alone};
+use carillon_core::command::{passes_frozen, pushed_bytes, stands_alone};
 use carillon_raft::Link;
 
 use super::lead::Lead;
@@ -86,6 +89,10 @@ pub struct Leading {
 pub struct Queue {
     waiting: VecDeque<Proposal>,
     leading: Leading,
+    /// The shard is frozen.
+    held: bool,
+    /// Of those that wait, how many a frozen shard does as well.
+    passing: usize,
     /// Entries proposed and not applied.
     pub entries_in_flight: usize,
 }
@@ -100,6 +107,7 @@ impl Queue {
         if let Err(problem) = self.admits(proposal.lead, 1, waiting_max) {
             return Err((proposal, problem));
         }
+        self.passing += usize::from(passes_frozen(&proposal.command));
         self.waiting.push_back(proposal);
         Ok(())
     }
@@ -160,6 +168,7 @@ impl Queue {
         }
         let (gone, kept) = self.waiting.drain(..).partition::<Vec<_>, _>(stale);
         self.waiting = kept.into();
+        self.count_passing();
         gone
     }
 
@@ -179,18 +188,39 @@ impl Queue {
         self.waiting.len()
     }
 
+    /// Notes whether the shard is frozen.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// True when an entry can be made now.
     pub fn proposable(&self, entries_in_flight_max: usize) -> bool {
         self.leading.ready
             && self.entries_in_flight < entries_in_flight_max
-            && self
-                .waiting
-                .front()
-                .is_some_and(|proposal| proposal.lead <= self.leading.lead)
+            && self.next().is_some()
     }
 
-    /// Takes the commands of one entry off the front, within a size.
+    /// Where the first is that can be proposed now.
+    fn next(&self) -> Option<usize> {
+        let due = |proposal: &Proposal| proposal.lead <= self.leading.lead;
+        if !self.held {
+            return self.waiting.front().is_some_and(due).then_some(0);
+        }
+        if self.passing == 0 {
+            return None;
+        }
+        let mut waiting = self.waiting.iter();
+        waiting.position(|proposal| due(proposal) && passes_frozen(&proposal.command))
+    }
+
+    /// Takes the commands of one entry off the front, within a size. While it is held, those
+    /// of the front stay.
     pub fn take(&mut self, bytes_max: usize) -> Vec<Proposal> {
+        if self.held {
+            let next = self.next().and_then(|index| self.waiting.remove(index));
+            self.passing -= usize::from(next.is_some());
+            return next.into_iter().collect();
+        }
         let (mut bytes, mut count) = (0, 0);
         for proposal in &self.waiting {
             bytes += pushed_bytes(proposal.command.len());
@@ -204,7 +234,18 @@ impl Queue {
                 break;
             }
         }
-        self.waiting.drain(..count).collect()
+        let taken: Vec<Proposal> = self.waiting.drain(..count).collect();
+        self.count_passing();
+        taken
+    }
+
+    /// After some that may pass were taken out.
+    fn count_passing(&mut self) {
+        if self.passing > 0 {
+            let waiting = self.waiting.iter();
+            let passing = waiting.filter(|proposal| passes_frozen(&proposal.command));
+            self.passing = passing.count();
+        }
     }
 
     /// Everything that waits: the replica stops.
@@ -214,6 +255,7 @@ impl Queue {
             leads: false,
             ready: false,
         };
+        self.passing = 0;
         self.waiting.drain(..).collect()
     }
 }
@@ -365,6 +407,75 @@ mod tests {
             sizes.push(queue.take(1_000).len());
         }
         assert_eq!(sizes, [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_held_queue_lets_only_what_thaws_through_and_keeps_the_order() {
+        let mut queue = Queue::default();
+        queue.lead(lead(1), true, true);
+        let thaw = |term| Proposal {
+            command: carillon_core::Command::Thaw {
+                merge_id: carillon_core::merging::MergeId(5),
+            }
+            .encoded(),
+            ..proposal(term, 1)
+        };
+        queue.hold(true);
+        for bytes in [10, 11] {
+            assert!(queue.push(proposal(1, bytes), 10).is_ok());
+        }
+        assert!(!queue.proposable(1));
+        assert!(queue.take(1_000).is_empty());
+        assert!(queue.push(thaw(1), 10).is_ok());
+        assert!(queue.push(proposal(1, 12), 10).is_ok());
+        assert!(queue.push(thaw(0), 10).is_ok());
+        for _ in 0..2 {
+            assert!(queue.proposable(1));
+            let taken = queue.take(1_000);
+            assert_eq!(taken.len(), 1);
+            assert!(passes_frozen(&taken[0].command));
+        }
+        assert!(!queue.proposable(1));
+        // One whose lead is over is not let through.
+        assert!(queue.push(thaw(1), 10).is_ok());
+        assert_eq!(queue.end_lead(lead(1)).len(), 4);
+        assert!(!queue.proposable(1));
+        let lead = queue.leading().lead;
+        for bytes in [10, 11, 12] {
+            let again = Proposal {
+                lead,
+                ..proposal(1, bytes)
+            };
+            assert!(queue.push(again, 3).is_ok(), "it takes as much as ever");
+        }
+        assert!(matches!(
+            queue.push(proposal(0, 1), 3),
+            Err((_, NotTaken::Full))
+        ));
+        assert!(!queue.proposable(1));
+        queue.hold(false);
+        assert!(queue.proposable(1));
+        let sizes: Vec<usize> = queue
+            .take(1_000)
+            .iter()
+            .map(|one| one.command.len())
+            .collect();
+        assert_eq!(sizes, [10, 11, 12]);
+    }
+
+    #[test]
+    fn a_new_leader_of_a_frozen_shard_holds_at_once() {
+        let mut queue = Queue::default();
+        queue.hold(true);
+        assert!(queue.push(proposal(3, 1), 10).is_ok());
+        assert!(queue.lead(lead(3), true, true).is_empty());
+        assert!(!queue.proposable(1));
+        // What it holds goes back when another one leads.
+        assert_eq!(queue.lead(Lead::first(4, None), false, false).len(), 1);
+        queue.lead(lead(5), true, true);
+        assert!(queue.push(proposal(5, 1), 10).is_ok());
+        queue.hold(false);
+        assert!(queue.proposable(1));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use carillon_core::ids::{ShardId, Slot, SlotRange};
+use carillon_core::merging::{MergeId, MergeMark};
 use carillon_store::{SnapshotFile, Store, StoreOptions};
 
 use crate::states::{self, Numbers, applied, assert_is, clock, commit, slots};
@@ -88,6 +89,7 @@ fn child_process() {
         "write" => write_until_killed(&store),
         "install" => install(&store, Path::new(&dir)),
         "split" => split(&store),
+        "merge" => merge(&store),
         other => panic!("no role {other}"),
     }
 }
@@ -226,6 +228,7 @@ fn install(store: &Store, dir: &Path) {
             &NEW.to_be_bytes(),
             clock(NEW),
             shard_slots(INSTALLED),
+            MergeMark::default(),
         )
         .unwrap();
     println!("installed");
@@ -288,6 +291,7 @@ fn an_install_killed_at_any_point_is_whole_or_has_not_been() {
                 &NEW.to_be_bytes(),
                 clock(NEW),
                 shard_slots(INSTALLED),
+                MergeMark::default(),
             )
             .unwrap();
         assert_is(&mut shard, NEW, point);
@@ -350,6 +354,101 @@ fn a_split_killed_at_any_point_is_whole_or_has_not_been() {
                 drop(store.shard(NEW_SHARD, new).unwrap());
             }
         }
+    }
+}
+
+const RIGHT: ShardId = ShardId(9);
+const MERGE: MergeId = MergeId(5);
+
+fn right() -> SlotRange {
+    slots(104, 107)
+}
+
+/// Freezes a shard and flushes that, as a node does before its neighbour takes it over, and then
+/// goes on with the neighbour.
+fn merge(store: &Store) {
+    let mut shard = store.shard(INSTALLED, shard_slots(INSTALLED)).unwrap();
+    let mut other = store.shard(RIGHT, right()).unwrap();
+    for n in 1..=OLD {
+        commit(&mut shard, n);
+        commit(&mut other, n);
+    }
+    states::freeze(&mut other, OLD + 1, MERGE);
+    store.flush().unwrap();
+    println!("frozen");
+    states::absorb(&mut shard, OLD + 1, MERGE, RIGHT, right());
+    for n in 1..=10 {
+        other
+            .begin()
+            .commit(&(OLD + 1 + n).to_be_bytes(), clock(n))
+            .unwrap();
+        let n = OLD + 1 + n;
+        let mut batch = shard.begin();
+        states::write(&mut batch, &changes_of_both(n));
+        batch.commit(&n.to_be_bytes(), clock(n)).unwrap();
+    }
+    store.flush().unwrap();
+    unreachable!("every point is before this");
+}
+
+/// What the shard with the slots of both changes in its batch number `n`.
+fn changes_of_both(n: u64) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    states::changes(INSTALLED, slots(100, 107), n)
+}
+
+/// However it dies after the freeze was durable: the right one is there as it was frozen, or the
+/// left one has it whole. Taken over again from there, all is as it would have been.
+#[test]
+fn a_merge_killed_at_any_point_is_whole_or_has_not_been() {
+    // Each shard's commits up to the freeze, which is one more of the right one's.
+    let frozen = 2 * OLD + 1;
+    for (point, is_merged) in [
+        (format!("store.before_commit@{}", frozen + 1), Some(false)),
+        // What is not flushed may be there or not.
+        (format!("store.before_commit@{}", frozen + 2), None),
+        (format!("store.before_commit@{}", frozen + 9), None),
+        ("store.before_flush@2".to_owned(), None),
+        ("store.after_flush@2".to_owned(), Some(true)),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        listen(&mut child("merge", dir.path(), &point), |_| false);
+        let store = states::open(dir.path());
+        let found = store.merges().unwrap();
+        let merged = !found.contains_key(&RIGHT);
+        assert!(
+            is_merged.is_none_or(|is| is == merged),
+            "{point}: {found:?}"
+        );
+        let mut shard = store.shard(INSTALLED, shard_slots(INSTALLED)).unwrap();
+        if !merged {
+            assert_eq!(shard.slots(), shard_slots(INSTALLED), "{point}");
+            assert_eq!(applied(&shard), OLD, "{point}: its part was flushed");
+            assert_eq!(found[&RIGHT].1.frozen_by, Some(MERGE), "{point}");
+            let mut other = store.shard(RIGHT, right()).unwrap();
+            assert_eq!(applied(&other), OLD + 1);
+            other
+                .begin()
+                .commit(&(OLD + 2).to_be_bytes(), clock(OLD))
+                .unwrap();
+            states::absorb(&mut shard, OLD + 1, MERGE, RIGHT, right());
+        }
+        assert_eq!(shard.slots(), slots(100, 107), "{point}");
+        assert_eq!(shard.merges().absorbed, MERGE, "{point}");
+        let mut state = states::expected(INSTALLED, shard_slots(INSTALLED), OLD);
+        state.extend(states::expected(RIGHT, right(), OLD));
+        for n in OLD + 2..=applied(&shard) {
+            for (key, value) in changes_of_both(n) {
+                match value {
+                    Some(value) => state.insert(key, value),
+                    None => state.remove(&key),
+                };
+            }
+        }
+        assert!(
+            states::contents(&shard.reader(), slots(100, 107)) == state,
+            "{point}: at {}",
+            applied(&shard)
+        );
     }
 }
 

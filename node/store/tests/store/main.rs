@@ -2,6 +2,7 @@
 
 mod crash;
 mod memory_model;
+mod merges;
 mod reads;
 mod snapshots;
 mod splits;

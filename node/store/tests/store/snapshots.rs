@@ -98,7 +98,13 @@ fn installing_replaces_the_slots_and_nothing_else() {
 
         let applied = source_n.to_be_bytes();
         shard
-            .install(&sent, &applied, snapshot.clock(), snapshot.slots())
+            .install(
+                &sent,
+                &applied,
+                snapshot.clock(),
+                snapshot.slots(),
+                snapshot.merges(),
+            )
             .unwrap();
         let check = |shard: &mut ShardStore, what: &str| {
             if source_n > 0 {
@@ -159,6 +165,7 @@ fn installing_twice_and_clearing() {
                 &upto.to_be_bytes(),
                 snapshot.clock(),
                 snapshot.slots(),
+                snapshot.merges(),
             )
             .unwrap();
         assert_is(&mut shard, upto, "installed");
@@ -215,6 +222,7 @@ fn readers_see_an_install_at_once() {
             &120_u64.to_be_bytes(),
             snapshot.clock(),
             snapshot.slots(),
+            snapshot.merges(),
         )
         .unwrap();
     installed.store(true, Ordering::Release);
@@ -262,6 +270,7 @@ fn a_damaged_file_changes_nothing() {
                 &100_u64.to_be_bytes(),
                 snapshot.clock(),
                 snapshot.slots(),
+                snapshot.merges(),
             )
             .expect_err(what);
         assert!(

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use carillon_core::ReadView;
 use carillon_core::ids::{ShardId, Slot};
+use carillon_core::merging::MergeMark;
 use carillon_store::StoreError;
 
 use crate::states::{self, applied, assert_is, clock, commit, commit_split, contents, slots};
@@ -91,7 +92,13 @@ fn a_snapshot_from_after_a_split_takes_the_slots_away() {
     );
     let at = 11_u64.to_be_bytes();
     shard
-        .install(&files, &at, snapshot.clock(), snapshot.slots())
+        .install(
+            &files,
+            &at,
+            snapshot.clock(),
+            snapshot.slots(),
+            snapshot.merges(),
+        )
         .unwrap();
     assert_eq!(shard.slots(), slots(20, 24));
     assert!(contents(&shard.reader(), whole) == contents(snapshot.reader(), slots(20, 24)));
@@ -99,7 +106,10 @@ fn a_snapshot_from_after_a_split_takes_the_slots_away() {
     assert_is(&mut new, 0, "begun with nothing");
 
     // A snapshot of more than there is is refused, and changes nothing.
-    let error = shard.install(&[], &at, clock(1), whole).err().unwrap();
+    let error = shard
+        .install(&[], &at, clock(1), whole, MergeMark::default())
+        .err()
+        .unwrap();
     assert!(matches!(error, StoreError::SnapshotSlots { .. }), "{error}");
     assert_eq!(applied(&shard), 11);
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use carillon_core::ids::{ShardId, Slot, SlotRange, TimestampMs};
+use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::records::ShardClock;
 use carillon_core::{ReadView, View, keys};
-use carillon_store::{ShardBatch, ShardStore, SplitOff, Store, StoreOptions};
+use carillon_store::{Absorbed, ShardBatch, ShardStore, SplitOff, Store, StoreOptions};
 
 pub type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -119,6 +120,39 @@ pub fn commit_split(shard: &mut ShardStore, n: u64, at: Slot, new: ShardId) {
     batch
         .commit_split(&n.to_be_bytes(), clock(n), &new)
         .unwrap();
+}
+
+/// Commits batch number `n`, which freezes the shard and changes nothing else.
+pub fn freeze(shard: &mut ShardStore, n: u64, merge: MergeId) {
+    let frozen = MergeMark {
+        frozen_by: Some(merge),
+        seen: merge,
+        ..shard.merges()
+    };
+    let clock = shard.clock();
+    let batch = shard.begin();
+    batch
+        .commit_marked(&n.to_be_bytes(), clock, frozen)
+        .unwrap();
+}
+
+/// Commits batch number `n`, which takes over the right neighbour.
+pub fn absorb(
+    shard: &mut ShardStore,
+    n: u64,
+    merge: MergeId,
+    right: ShardId,
+    slots: SlotRange,
+) -> ShardClock {
+    let merges = MergeMark {
+        absorbed: merge,
+        ..shard.merges()
+    };
+    let right = Absorbed { id: right, slots };
+    let batch = shard.begin();
+    batch
+        .commit_absorb(&n.to_be_bytes(), clock(n), merges, &right)
+        .unwrap()
 }
 
 /// The state after the batches `1 ..= n`.
