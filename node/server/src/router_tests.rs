@@ -244,6 +244,7 @@ impl Fixture {
             step,
             reason: MergeReason::Asked,
             started_at: TimestampMs(0),
+            step_since: TimestampMs(0),
         };
         meta.merges.insert(SHARD, merge);
         self.router.cluster.set_meta(Arc::new(meta));
