@@ -104,7 +104,9 @@ fn a_call_says_who_calls() {
     let map = of_nodes(&[node(1, &caller.identity.own.identity)]);
     let mut metadata = MetadataMap::new();
     for opened in [&caller, &called] {
-        let adopted = opened.identity.adopt("c".to_owned(), &[], ClusterVersion::MAX);
+        let adopted = opened
+            .identity
+            .adopt("c".to_owned(), &[], ClusterVersion::MAX);
         adopted.expect("a store that works");
     }
     let unsaid = called.identity.caller(&metadata, &map).expect_err("nobody");
