@@ -114,10 +114,13 @@ async fn there_and_back(cluster: &mut Cluster, load: &Load, older: &NodeOptions)
 
     refused(cluster.split(1).await, "UPGRADE_NOT_FINALIZED")?;
     let later = SetPolicyRequest {
-        shards_min: Some(2),
+        shard_gib_max: Some(64),
         ..SetPolicyRequest::default()
     };
-    refused(cluster.set_policy(later.clone()).await, "UPGRADE_NOT_FINALIZED")?;
+    refused(
+        cluster.set_policy(later.clone()).await,
+        "UPGRADE_NOT_FINALIZED",
+    )?;
     let hindrances = cluster.overview(2).await?.upgrade_hindrances;
     ensure!(hindrances.is_empty(), "{hindrances:?}");
     ensure!(cluster.finalize_upgrade(2).await?, "nothing was finalized");

@@ -279,7 +279,9 @@ impl Cluster {
     /// Takes the cluster to its next version, which this node knows; whether it went there.
     pub async fn finalize_upgrade(&self, id: u64) -> Result<bool> {
         let mut admin = self.admin_of(id)?;
-        let request = rpc::within(FinalizeUpgradeRequest {}, QUESTION_LIMIT);
+        let mut request = rpc::within(FinalizeUpgradeRequest {}, QUESTION_LIMIT);
+        let name = MetadataValue::from_static(ACTOR);
+        request.metadata_mut().insert(ACTOR_METADATA_KEY, name);
         Ok(admin.finalize_upgrade(request).await?.into_inner().changed)
     }
 
