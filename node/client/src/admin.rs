@@ -117,6 +117,19 @@ impl AdminClient {
             .await
     }
 
+    /// Takes the cluster to its next version, when all nodes support it.
+    pub async fn finalize_upgrade(&self) -> Result<admin::FinalizeUpgradeResponse, ClientError> {
+        let request = admin::FinalizeUpgradeRequest {};
+        self.caller
+            .call(
+                "finalize_upgrade",
+                request,
+                Duration::ZERO,
+                async |channel, request| stub(channel).finalize_upgrade(request).await,
+            )
+            .await
+    }
+
     /// Splits a shard, at this slot or in the middle; answered when it is started.
     pub async fn split_shard(
         &self,

@@ -8,7 +8,7 @@
 //! Code map: `meta` is the state machine's state, commands and answers; `registry` has the
 //! nodes, `moves` the replicas that are on their way, `recovery` the shards that lost their
 //! majority, `splits` the shards that become two, `merges` those that become one, `policy` the operators' limits, `events` what
-//! happened and who wanted it, `refusal` why something did not; `first` makes a new cluster's map
+//! happened and who wanted it, `versions` what all nodes understand, `refusal` why something did not; `first` makes a new cluster's map
 //! and checks it; `codec` has all their binary forms.
 
 mod codec;
@@ -22,6 +22,7 @@ mod recovery;
 mod refusal;
 mod registry;
 mod splits;
+mod versions;
 
 pub use self::events::{ACTOR_BYTES_MAX, Actor, EVENTS_MAX, Event, EventKind};
 pub use self::first::{MapError, initial_map};
@@ -35,6 +36,7 @@ pub use self::registry::{
     DrainPurpose, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, NODE_TEXT_BYTES_MAX, Standing,
 };
 pub use self::splits::{SPLITS_MAX, Split, SplitReason, SplitRefusal};
+pub use self::versions::{ClusterVersion, Supported, upgrade_hindrances};
 use crate::ids::{Epoch, MessageId, NodeId, ReplicaId, ShardId, Slot, SlotRange};
 use crate::placement::{PROBLEM_SHARDS_MAX, Zone};
 

@@ -9,7 +9,7 @@
 //!   refused by a group that has another one.
 
 //!
-//! The order of a plan: `members` (the meta group's own), `standings` (who is given up or
+//! The order of a plan: `versions` (the cluster's next one), `members` (the meta group's own), `standings` (who is given up or
 //! back), `recoveries` (shards that lost their majority), `moves` (those that run), `splits`,
 //! `merges`, `leaders`, `starts` (new moves). `problem` asks the placement solver, once for each plan;
 //! `drain` tells operators how far a drain is and what it would break.
@@ -30,6 +30,7 @@ mod splits;
 mod standings;
 mod starts;
 mod step;
+mod versions;
 
 use std::collections::BTreeSet;
 
@@ -41,7 +42,7 @@ pub use self::seen::{FollowerSeen, LAG_ENTRIES_MAX, MetaSeen, NodeSeen, Seen, Sh
 pub use self::splits::SPLIT_PAUSE_MS;
 pub use self::step::{Plan, Step, Wait};
 use crate::ids::{NodeId, ShardId};
-use crate::map::{MetaCommand, MetaState, Standing};
+use crate::map::{ClusterVersion, MetaCommand, MetaState, Standing};
 
 /// The most waits that a plan lists.
 pub const WAITS_MAX: usize = 64;
@@ -55,6 +56,7 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
         return Plan::default();
     }
     let mut planner = Planner::new(state, seen);
+    planner.plan_version();
     planner.plan_members();
     planner.plan_standings();
     planner.plan_recoveries();
@@ -62,8 +64,10 @@ pub fn plan(state: &MetaState, seen: &Seen) -> Plan {
     planner.plan_strays();
     planner.plan_running_splits();
     planner.plan_running_merges();
-    planner.plan_new_split();
-    planner.plan_new_merge();
+    if state.cluster_version >= ClusterVersion::V2 {
+        planner.plan_new_split();
+        planner.plan_new_merge();
+    }
     let wishes = planner.wishes();
     planner.plan_leaders(&wishes);
     planner.plan_transfers();

@@ -7,9 +7,9 @@ use carillon_core::command::{
     encode_send, pushed_bytes,
 };
 use carillon_core::map::{
-    Actor, ConfigVersion, JoinToken, LogPosition, MetaCommand, MetaRefusal, MetaReply, MetaState,
-    MoveId, MoveReason, NodeInfo, Policy, PolicyChange, ShardDescriptor, ShardMap, Standing,
-    apply_meta, initial_map,
+    Actor, ClusterVersion, ConfigVersion, JoinToken, LogPosition, MetaCommand, MetaRefusal,
+    MetaReply, MetaState, MoveId, MoveReason, NodeInfo, Policy, PolicyChange, ShardDescriptor,
+    ShardMap, Standing, apply_meta, initial_map,
 };
 use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::placement::Zone;
@@ -509,6 +509,7 @@ fn map_values_round_trip() {
             replication_factor,
             nodes,
             shards,
+            version: ClusterVersion::MAX,
             at,
         };
     let join = |id, token| MetaCommand::JoinNode {
@@ -655,62 +656,4 @@ fn map_values_round_trip() {
         let reply = Reply::Meta(reply);
         assert_eq!(Reply::decode(&reply.encoded()).as_ref(), Ok(&reply));
     }
-}
-
-/// Version 1 has no recoveries, and does not say who wanted what happened.
-#[test]
-fn a_state_of_version_1_is_read() {
-    let nodes = [NodeInfo {
-        node_id: NodeId(1),
-        identity: "identity-1".to_owned(),
-        client_address: String::new(),
-        peer_address: String::new(),
-        zone: Zone::default(),
-        weight: 1,
-        capacity_bytes: u64::MAX,
-    }];
-    let map = initial_map(&nodes, 1, 1).expect("a map");
-    let mut state = MetaState::default();
-    let create = MetaCommand::CreateCluster {
-        cluster_id: "c1".to_owned(),
-        cluster_name: String::new(),
-        join_token: JoinToken::default(),
-        replication_factor: 1,
-        nodes: map.nodes,
-        shards: map.shards,
-        at: TimestampMs(1),
-    };
-    apply_meta(&mut state, create);
-    let bytes = state.encode();
-    // One event: when, that nobody wanted it, and what; then what the policy has more, four
-    // numbers of which the third has three bytes; no recoveries; the next shard, no splits, and
-    // when the last one was; the next merge, and none.
-    let [
-        before @ ..,
-        1,
-        at,
-        0,
-        what,
-        0,
-        32,
-        _,
-        _,
-        3,
-        1,
-        0,
-        2,
-        0,
-        0,
-        1,
-        0,
-    ] = &bytes[1..]
-    else {
-        panic!("{bytes:?}");
-    };
-    let old = [&[1], before, &[1, *at, *what]].concat();
-    let read = MetaState::decode(&old).expect("it is read");
-    assert_eq!(read.events[0].by, Some(Actor::unknown()));
-    state.events[0].by = Some(Actor::unknown());
-    assert_eq!(read, state);
-    assert_eq!(MetaState::decode(&read.encode()), Ok(read));
 }

@@ -11,23 +11,24 @@ use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{
-    JoinToken, META_SHARD, MergeReason, MetaCommand, MetaRefusal, MetaReply, ShardDescriptor,
-    SplitReason, Standing,
+    ClusterVersion, JoinToken, META_SHARD, MergeReason, MetaCommand, MetaRefusal, MetaReply,
+    MetaState, ShardDescriptor, SplitReason, Standing, upgrade_hindrances,
 };
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
 use carillon_proto::admin::{
     CancelMergeRequest, CancelMergeResponse, ChecksumShardRequest, ChecksumShardResponse, Event,
-    ForgetNodeRequest, ForgetNodeResponse, GetClusterRequest, GetClusterResponse, GetDrainRequest,
-    GetDrainResponse, GetJoinTokenRequest, GetJoinTokenResponse, GetPolicyRequest,
-    GetPolicyResponse, GetRecoveryRequest, GetRecoveryResponse, ListEventsRequest,
-    ListEventsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
-    ListShardsRequest, ListShardsResponse, MeasureAppendRequest, MeasureAppendResponse,
-    MergeShardsRequest, MergeShardsResponse, Move, NodeStatus, RecoverShardRequest,
-    RecoverShardResponse, ReplicaStatus, RestartNodeRequest, RestartNodeResponse,
-    RotateJoinTokenRequest, RotateJoinTokenResponse, SetPolicyRequest, SetPolicyResponse,
-    SetStandingRequest, SetStandingResponse, ShardStatus, SplitShardRequest, SplitShardResponse,
-    TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest, TriggerSnapshotResponse,
+    FinalizeUpgradeRequest, FinalizeUpgradeResponse, ForgetNodeRequest, ForgetNodeResponse,
+    GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
+    GetJoinTokenResponse, GetPolicyRequest, GetPolicyResponse, GetRecoveryRequest,
+    GetRecoveryResponse, ListEventsRequest, ListEventsResponse, ListMovesRequest,
+    ListMovesResponse, ListNodesRequest, ListNodesResponse, ListShardsRequest, ListShardsResponse,
+    MeasureAppendRequest, MeasureAppendResponse, MergeShardsRequest, MergeShardsResponse, Move,
+    NodeStatus, RecoverShardRequest, RecoverShardResponse, ReplicaStatus, RestartNodeRequest,
+    RestartNodeResponse, RotateJoinTokenRequest, RotateJoinTokenResponse, SetPolicyRequest,
+    SetPolicyResponse, SetStandingRequest, SetStandingResponse, ShardStatus, SplitShardRequest,
+    SplitShardResponse, TransferLeaderRequest, TransferLeaderResponse, TriggerSnapshotRequest,
+    TriggerSnapshotResponse,
 };
 use carillon_proto::internal::{
     ChecksumRequest, FlushRequest, RestartRequest, SnapshotProgress, StatusResponse,
@@ -43,7 +44,7 @@ use self::convert::{
 };
 use crate::gateway::errors::Failure;
 use crate::identity::random_id;
-use crate::node::Node;
+use crate::node::{Node, supported_by};
 use crate::peer::Client;
 use crate::peer::calls::CallError;
 use crate::router::OpError;
@@ -97,10 +98,21 @@ fn refused(refusal: &MetaRefusal) -> Status {
         MetaRefusal::Split(_) | MetaRefusal::ShardIsMoving { .. } => {
             (Code::FailedPrecondition, "SHARD_NOT_SPLIT")
         }
+        MetaRefusal::UpgradeNotFinalized { .. } => {
+            (Code::FailedPrecondition, "UPGRADE_NOT_FINALIZED")
+        }
         MetaRefusal::Merge(_) => (Code::FailedPrecondition, "SHARD_NOT_MERGED"),
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
+}
+
+/// What keeps the cluster from its next version.
+fn hindrances(
+    meta: &MetaState,
+    statuses: &BTreeMap<NodeId, Option<StatusResponse>>,
+) -> Vec<String> {
+    upgrade_hindrances(meta, |node| statuses.get(&node)?.as_ref().map(supported_by))
 }
 
 fn no_such_node(error: &CallError, node: NodeId) -> Status {
@@ -306,6 +318,12 @@ impl Admin for AdminService {
             meta_leader_node: cluster.leader(META_SHARD).map_or(0, |route| route.node.0),
             answering_node: cluster.me().0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_version: meta.cluster_version.0,
+            cluster_version_known: ClusterVersion::MAX.0,
+            upgrade_hindrances: match meta.cluster_version < ClusterVersion::MAX {
+                true => hindrances(&meta, &statuses),
+                false => Vec::new(),
+            },
         }))
     }
 
@@ -637,6 +655,38 @@ impl Admin for AdminService {
         };
         let changed = self.meta_by(asker, command).await?;
         Ok(Response::new(ForgetNodeResponse { changed }))
+    }
+
+    async fn finalize_upgrade(
+        &self,
+        request: Request<FinalizeUpgradeRequest>,
+    ) -> Result<Response<FinalizeUpgradeResponse>, Status> {
+        let by = Asker::of(request.metadata())?;
+        let meta = self.node.cluster().meta();
+        let to = meta.cluster_version.next();
+        if to > ClusterVersion::MAX {
+            return Ok(Response::new(FinalizeUpgradeResponse {
+                changed: false,
+                cluster_version: meta.cluster_version.0,
+            }));
+        }
+        let hindrances = hindrances(&meta, &self.all_statuses().await);
+        if !hindrances.is_empty() {
+            let text = format!(
+                "the cluster cannot go to version {to}: {}",
+                hindrances.join("; ")
+            );
+            let metadata = [("cluster_version", to.to_string())];
+            let code = Code::FailedPrecondition;
+            return Err(status_with_reason(code, "UPGRADE_HINDERED", text, metadata));
+        }
+        let at = crate::shard::now();
+        let command = MetaCommand::FinalizeUpgrade { to, at };
+        let changed = self.meta_by(by, command).await?;
+        Ok(Response::new(FinalizeUpgradeResponse {
+            changed,
+            cluster_version: self.node.cluster().meta().cluster_version.0,
+        }))
     }
 
     async fn split_shard(

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use carillon_core::ids::NodeId;
-use carillon_core::map::NodeInfo;
+use carillon_core::map::{ClusterVersion, NodeInfo, Supported};
 use carillon_core::placement::Zone;
 use carillon_log::LogOptions;
 use serde::Deserialize;
@@ -46,6 +46,10 @@ pub struct Config {
     /// What decides which replicas this node gets.
     #[serde(default)]
     pub placement: PlacementConfig,
+    /// The newest version of the cluster that this node supports. Below what its build does, it
+    /// holds the cluster there. Default: what its build does.
+    #[serde(default = "default_cluster_version_max")]
+    pub cluster_version_max: u32,
     /// The shape of the cluster; read once, at its first start.
     #[serde(default)]
     pub cluster: ClusterShape,
@@ -357,6 +361,10 @@ pub enum LogFormat {
     Json,
 }
 
+fn default_cluster_version_max() -> u32 {
+    ClusterVersion::MAX.0
+}
+
 fn default_shutdown_timeout() -> Duration {
     Duration::from_secs(30)
 }
@@ -411,6 +419,11 @@ impl Config {
     /// This node's id.
     pub fn node(&self) -> NodeId {
         NodeId(self.node_id)
+    }
+
+    /// The versions of the cluster that this node supports.
+    pub fn supported(&self) -> Supported {
+        Supported::up_to(ClusterVersion(self.cluster_version_max))
     }
 
     /// Where clients reach this node.

@@ -43,6 +43,11 @@ impl Flusher {
         })
     }
 
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// A job that makes a shard's state durable and returns its record that is.
     pub fn job(self: &Arc<Self>, shard: ShardId) -> FlushJob {
         let me = self.clone();

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use carillon_core::ids::NodeId;
-use carillon_core::map::{MetaState, NodeInfo, ShardMap};
+use carillon_core::map::{ClusterVersion, MetaState, NodeInfo, ShardMap, Supported};
 use carillon_core::placement::Zone;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{IdentifyRequest, IdentifyResponse};
@@ -36,6 +36,8 @@ const IDENTITY_RECORD: &[u8] = b"identity";
 const CLUSTER_RECORD: &[u8] = b"cluster";
 const NODE_RECORD: &[u8] = b"node";
 const FOUNDERS_RECORD: &[u8] = b"founders";
+/// The newest version that all founders support, as a number.
+const FOUNDING_VERSION_RECORD: &[u8] = b"founding_version";
 /// The nodes that the cluster had when this one joined.
 const CONTACTS_RECORD: &[u8] = b"contacts";
 
@@ -107,11 +109,13 @@ pub enum IdentityError {
 pub struct Identity {
     /// This node; what its configuration says of it.
     own: NodeInfo,
+    supported: Supported,
     cluster_name: String,
     peers: BTreeMap<NodeId, String>,
     store: Store,
     cluster_id: RwLock<Option<String>>,
     founders: RwLock<Vec<NodeInfo>>,
+    founding_version: RwLock<ClusterVersion>,
 }
 
 impl Identity {
@@ -130,6 +134,13 @@ impl Identity {
             None => store.meta_put(NODE_RECORD, config.node_id.to_string().as_bytes())?,
         }
         let founders = nodes(&store, FOUNDERS_RECORD, "founders")?;
+        let founding_version = match text(&store, FOUNDING_VERSION_RECORD, "founding_version")? {
+            None => ClusterVersion::default(),
+            Some(number) => number
+                .parse()
+                .map(ClusterVersion)
+                .map_err(|_| IdentityError::Damaged("founding_version"))?,
+        };
         let cluster_id = text(&store, CLUSTER_RECORD, "cluster")?;
         let configured = config.initial_peers.iter();
         let configured = configured.map(|peer| (NodeId(peer.node_id), peer.peer_address.clone()));
@@ -138,11 +149,13 @@ impl Identity {
         let contacts = contacts.map(|node| (node.node_id, node.peer_address));
         Ok(Self {
             own: config.node_info(&identity),
+            supported: config.supported(),
             cluster_name: config.cluster_name.clone(),
             peers: configured.chain(contacts).collect(),
             store,
             cluster_id: RwLock::new(cluster_id),
             founders: RwLock::new(founders),
+            founding_version: RwLock::new(founding_version),
         })
     }
 
@@ -154,6 +167,11 @@ impl Identity {
     /// The nodes that this node founded the cluster with; empty on all others.
     pub fn founders(&self) -> Vec<NodeInfo> {
         self.founders.read().clone()
+    }
+
+    /// The newest version that all of these supported then.
+    pub fn founding_version(&self) -> ClusterVersion {
+        *self.founding_version.read()
     }
 
     /// The nodes that are known before there is a map, and where they are reached.
@@ -184,6 +202,8 @@ impl Identity {
             zone: self.own.zone.0.clone(),
             weight: self.own.weight,
             capacity_bytes: self.own.capacity_bytes,
+            cluster_version_min: self.supported.min.0,
+            cluster_version_max: self.supported.max.0,
         }
     }
 
@@ -257,6 +277,7 @@ impl Identity {
                 return Ok(());
             }
             let mut fresh = vec![self.own.clone()];
+            let mut version = self.supported.max;
             let mut missing = Vec::new();
             for peer in config
                 .initial_peers
@@ -269,6 +290,8 @@ impl Identity {
                 };
                 self.check(peer.node_id, &peer.peer_address, &answer)?;
                 if answer.cluster_id.is_empty() {
+                    let (min, max) = (answer.cluster_version_min, answer.cluster_version_max);
+                    version = version.min(Supported::said(min, max).max);
                     fresh.push(NodeInfo {
                         node_id: NodeId(peer.node_id),
                         identity: answer.identity,
@@ -283,7 +306,7 @@ impl Identity {
                         cluster = answer.cluster_id,
                         "joins the cluster that its peers made"
                     );
-                    return self.adopt(answer.cluster_id, &[]);
+                    return self.adopt(answer.cluster_id, &[], version);
                 } else if !answer.known_identity.is_empty() {
                     return Err(IdentityError::LostDisk {
                         node: self.own.node_id.0,
@@ -296,7 +319,7 @@ impl Identity {
                 let cluster = random_id();
                 tracing::info!(cluster, nodes = fresh.len(), "makes a new cluster");
                 fresh.sort_by_key(|node| node.node_id);
-                return self.adopt(cluster, &fresh);
+                return self.adopt(cluster, &fresh, version);
             }
             if reported.elapsed() >= REPORT_INTERVAL {
                 reported = tokio::time::Instant::now();
@@ -318,8 +341,17 @@ impl Identity {
         known.map(|_| self.own.clone())
     }
 
-    fn adopt(&self, cluster: String, founders: &[NodeInfo]) -> Result<(), IdentityError> {
+    fn adopt(
+        &self,
+        cluster: String,
+        founders: &[NodeInfo],
+        version: ClusterVersion,
+    ) -> Result<(), IdentityError> {
         if !founders.is_empty() {
+            let number = version.to_string();
+            self.store
+                .meta_put(FOUNDING_VERSION_RECORD, number.as_bytes())?;
+            *self.founding_version.write() = version;
             let record = encode_nodes(founders.to_vec());
             self.store.meta_put(FOUNDERS_RECORD, &record)?;
             *self.founders.write() = founders.to_vec();

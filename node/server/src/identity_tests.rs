@@ -70,7 +70,7 @@ fn a_founder_knows_its_peers_before_the_first_map() {
     let founders = [node(1, "a"), node(2, "b"), node(3, "c")];
     founder
         .identity
-        .adopt("c".to_owned(), &founders)
+        .adopt("c".to_owned(), &founders, ClusterVersion::MAX)
         .expect("a store that works");
     assert!(founder.admits(2, "b", &no_map));
     assert!(!founder.admits(2, "wiped", &no_map), "a wiped disk");
@@ -90,7 +90,7 @@ fn the_others_learn_of_their_peers_with_the_map() {
     let follower = opened();
     follower
         .identity
-        .adopt("c".to_owned(), &[])
+        .adopt("c".to_owned(), &[], ClusterVersion::MAX)
         .expect("a store that works");
     assert!(follower.admits(3, "anything", &MetaState::default()));
     let map = of_nodes(&[node(3, "c")]);
@@ -104,7 +104,9 @@ fn a_call_says_who_calls() {
     let map = of_nodes(&[node(1, &caller.identity.own.identity)]);
     let mut metadata = MetadataMap::new();
     for opened in [&caller, &called] {
-        let adopted = opened.identity.adopt("c".to_owned(), &[]);
+        let adopted = opened
+            .identity
+            .adopt("c".to_owned(), &[], ClusterVersion::MAX);
         adopted.expect("a store that works");
     }
     let unsaid = called.identity.caller(&metadata, &map).expect_err("nobody");

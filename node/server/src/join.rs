@@ -48,7 +48,10 @@ pub async fn join(store: &Store, config: &Config, join: &Join) -> Result<NodeId,
         return Ok(node);
     }
     let own = config.node_info(&data_identity(store)?);
+    let supported = config.supported();
     let request = JoinRequest {
+        cluster_version_min: supported.min.0,
+        cluster_version_max: supported.max.0,
         cluster_name: config.cluster_name.clone(),
         join_token: join.token.clone(),
         identity: own.identity,

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use carillon_core::apply::Effects;
 use carillon_core::command::BatchReader;
-use carillon_core::map::{META_SHARD, MetaCommand, MetaState, apply_meta};
+use carillon_core::map::{
+    ClusterVersion, META_SHARD, MetaCommand, MetaState, Supported, apply_meta,
+};
 use carillon_core::records::ShardClock;
 use carillon_core::reply::Reply;
 use carillon_raft::{CommittedEntry, FlushJob, Machine, SnapshotContent};
@@ -18,6 +20,7 @@ use carillon_store::ShardStore;
 
 use crate::cluster::Cluster;
 use crate::flush::Flusher;
+use crate::node::die;
 use crate::peer::snapshot::{Content, ReceivedSnapshot};
 
 /// See the file's head.
@@ -25,16 +28,21 @@ pub struct MetaMachine {
     flusher: Arc<Flusher>,
     store: ShardStore,
     cluster: Arc<Cluster>,
+    supported: Supported,
     applied: Option<Bytes>,
     state: Arc<MetaState>,
 }
 
 impl MetaMachine {
     /// Reads what is durable and tells the cluster of it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the cluster is at a version that this node does not support.
     pub fn new(
         flusher: Arc<Flusher>,
         store: ShardStore,
         cluster: Arc<Cluster>,
+        supported: Supported,
     ) -> anyhow::Result<Self> {
         let (applied, state) = match store.applied() {
             Some(record) => {
@@ -43,15 +51,35 @@ impl MetaMachine {
             }
             None => (None, MetaState::default()),
         };
+        if let Some(why) = supported.lacks(state.cluster_version) {
+            anyhow::bail!(why);
+        }
         let state = Arc::new(state);
-        cluster.set_meta(state.clone());
-        Ok(Self {
+        let machine = Self {
             flusher,
             store,
             cluster,
+            supported,
             applied,
             state,
-        })
+        };
+        machine.tell();
+        Ok(machine)
+    }
+
+    /// The state is another one: everybody here goes by it.
+    fn tell(&self) {
+        if self.state.cluster_version >= ClusterVersion::V2 {
+            self.flusher.store().keep_slots();
+        }
+        self.cluster.set_meta(self.state.clone());
+    }
+
+    /// A node does not go on in a cluster whose version it does not support.
+    fn check_version(&self) {
+        if let Some(why) = self.supported.lacks(self.state.cluster_version) {
+            die(&why);
+        }
     }
 
     fn keep(&mut self, applied: Bytes) -> Result<(), carillon_store::StoreError> {
@@ -100,13 +128,14 @@ impl Machine for MetaMachine {
         let changed = state != *self.state;
         if changed {
             self.state = Arc::new(state);
+            self.check_version();
         }
         if let Err(error) = self.keep(applied) {
             tracing::error!(%error, "the meta group's state could not be kept; the node stops");
             std::process::abort();
         }
         if changed {
-            self.cluster.set_meta(self.state.clone());
+            self.tell();
         }
         all
     }
@@ -133,9 +162,10 @@ impl Machine for MetaMachine {
         })?;
         let state = MetaState::decode(received.record()).map_err(io::Error::other)?;
         self.state = Arc::new(state);
+        self.check_version();
         self.keep(applied).map_err(io::Error::other)?;
         self.flusher.job(META_SHARD)()?;
-        self.cluster.set_meta(self.state.clone());
+        self.tell();
         Ok(())
     }
 }

@@ -334,12 +334,18 @@ impl Router {
         }
     }
 
-    /// Executes one command in the meta group.
+    /// Executes one command in the meta group. One that the cluster's version has not is refused
+    /// here: nodes that do not know it must never see it.
     pub async fn meta(
         &self,
         command: MetaCommand,
         deadline: Instant,
     ) -> Result<MetaReply, OpError> {
+        let version = self.cluster.meta().cluster_version;
+        let command = match command.at_version(version) {
+            Ok(command) => command,
+            Err(refusal) => return Ok(MetaReply::Refused(refusal)),
+        };
         match self
             .command_to(META_SHARD, About::Meta, command.encode(), deadline)
             .await?

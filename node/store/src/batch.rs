@@ -119,7 +119,7 @@ impl<'a> ShardBatch<'a> {
         record::encode(
             new.applied,
             &clock,
-            after,
+            Some(after),
             MergeMark::default(),
             &mut record,
         );
@@ -201,7 +201,8 @@ impl<'a> ShardBatch<'a> {
     ) -> Result<(), StoreError> {
         self.shared.engine.check()?;
         self.shared.engine.hit("store.before_commit");
-        record::encode(applied, &clock, slots, merges, &mut self.held.record);
+        let written = self.shared.written_slots(slots, merges);
+        record::encode(applied, &clock, written, merges, &mut self.held.record);
         *self.record = Some(AppliedRecord {
             applied: Bytes::copy_from_slice(applied),
             clock,

@@ -37,6 +37,8 @@ pub(crate) struct Engine {
     db: DB,
     path: PathBuf,
     poisoned: AtomicBool,
+    /// Applied records say which slots a shard has, which not all nodes may understand yet.
+    pub(crate) keeps_slots: AtomicBool,
     failpoint: Failpoint,
     on_fatal: FatalHook,
 }
@@ -57,6 +59,7 @@ impl Engine {
             db,
             path: options.path.clone(),
             poisoned: AtomicBool::new(false),
+            keeps_slots: AtomicBool::new(options.keep_slots),
             failpoint: options.failpoint,
             on_fatal: options.on_fatal.clone(),
         })

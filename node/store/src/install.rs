@@ -87,7 +87,8 @@ impl ShardStore {
             staged.push(path);
         }
         let mut record = BytesMut::new();
-        record::encode(applied, &clock, slots, merges, &mut record);
+        let written = shared.written_slots(slots, merges);
+        record::encode(applied, &clock, written, merges, &mut record);
         let right = right.map(|(id, _)| id);
         staged.push(self.stage_record(&staging, &record, right)?);
 

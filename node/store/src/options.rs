@@ -84,6 +84,9 @@ pub struct StoreOptions {
     /// at once, a compaction would take a processor from the messages for a second.
     /// Default 128 MB/s.
     pub background_write_bytes_per_second: u64,
+    /// Records say from the start which slots their shards have; else only after
+    /// [`crate::Store::keep_slots`]. Default: true.
+    pub keep_slots: bool,
     /// Called at named points of the write path. Default: does nothing.
     pub failpoint: Failpoint,
     /// Called with the error that makes the store unusable. Default: does nothing, since the
@@ -102,6 +105,7 @@ impl StoreOptions {
             shard_cache_bytes: 16 * 1024 * 1024,
             held_bytes_max: 128 * 1024,
             background_write_bytes_per_second: 128_000_000,
+            keep_slots: true,
             failpoint: |_| {},
             on_fatal: Arc::new(|_| {}),
         }

@@ -49,25 +49,30 @@ pub(crate) fn shard_of_applied_key(key: &[u8]) -> Result<ShardId, StoreError> {
     }
 }
 
-/// Writes the record into `out`, which is cleared first.
+/// Writes the record into `out`, which is cleared first. Without slots it has no mark either.
 pub(crate) fn encode(
     applied: &[u8],
     clock: &ShardClock,
-    slots: SlotRange,
+    slots: Option<SlotRange>,
     merges: MergeMark,
     out: &mut BytesMut,
 ) {
     let marked = merges != MergeMark::default();
     out.clear();
-    out.put_u8(if marked {
-        VERSION
-    } else {
-        VERSION_WITHOUT_MARK
-    });
-    out.put_u16(slots.first.0);
-    out.put_u16(slots.last.0);
+    match slots {
+        None => out.put_u8(VERSION_WITHOUT_SLOTS),
+        Some(slots) => {
+            out.put_u8(if marked {
+                VERSION
+            } else {
+                VERSION_WITHOUT_MARK
+            });
+            out.put_u16(slots.first.0);
+            out.put_u16(slots.last.0);
+        }
+    }
     put_part(out, |out| clock.encode(out));
-    if marked {
+    if marked && slots.is_some() {
         put_part(out, |out| merges.write(out));
     }
     out.extend_from_slice(applied);
@@ -147,7 +152,13 @@ mod tests {
             last: Slot(511),
         };
         let mut out = BytesMut::new();
-        encode(b"position", &clock, slots, MergeMark::default(), &mut out);
+        encode(
+            b"position",
+            &clock,
+            Some(slots),
+            MergeMark::default(),
+            &mut out,
+        );
         let bytes = out.split().freeze();
         assert_eq!(bytes[0], VERSION_WITHOUT_MARK, "as it was before merges");
         let record = decode(&bytes).unwrap();
@@ -165,7 +176,7 @@ mod tests {
             seen: MergeId(u64::MAX),
             absorbed: MergeId(300),
         };
-        encode(b"position", &clock, slots, merges, &mut out);
+        encode(b"position", &clock, Some(slots), merges, &mut out);
         let marked = decode(&out.freeze()).unwrap();
         assert_eq!(marked, AppliedRecord { merges, ..record });
         assert_eq!(

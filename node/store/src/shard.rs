@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     /// The first and the last slot, 16 bits each: a split takes the last ones away, a merge
     /// adds others.
     slots: AtomicU32,
+    /// Its record says which slots it has, and goes on to.
+    pub(crate) keeps_slots: AtomicBool,
     /// Its left neighbour has taken it over: nothing is written for it any more. Set under
     /// `held`.
     absorbed: AtomicBool,
@@ -102,6 +104,7 @@ impl Shared {
             engine,
             id,
             slots: AtomicU32::new(packed(slots)),
+            keeps_slots: AtomicBool::new(false),
             absorbed: AtomicBool::new(false),
             applied_key: record::applied_key(id),
             behind: AtomicBool::new(false),
@@ -127,6 +130,20 @@ impl Shared {
 
     pub(crate) fn set_slots(&self, slots: SlotRange) {
         self.slots.store(packed(slots), Ordering::Release);
+    }
+
+    /// What a record with these slots and this mark has of them: nothing as long as a record of
+    /// the first version suffices and nobody has said that all nodes read others
+    /// ([`crate::Store::keep_slots`]). Once a shard's record has them, it keeps them.
+    pub(crate) fn written_slots(&self, slots: SlotRange, merges: MergeMark) -> Option<SlotRange> {
+        let kept = self.keeps_slots.load(Ordering::Acquire);
+        let due = self.engine.keeps_slots.load(Ordering::Acquire)
+            || slots != self.slots()
+            || merges != MergeMark::default();
+        if due && !kept {
+            self.keeps_slots.store(true, Ordering::Release);
+        }
+        (kept || due).then_some(slots)
     }
 
     pub(crate) fn is_absorbed(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use carillon_core::ids::{ShardId, SlotRange};
@@ -124,6 +125,9 @@ impl Store {
             self.held_bytes_max,
             self.hash_seed,
         ));
+        if record.as_ref().is_some_and(|record| record.slots.is_some()) {
+            shared.keeps_slots.store(true, Ordering::Release);
+        }
         let claim = Claim {
             shared: Arc::clone(&shared),
         };
@@ -134,6 +138,12 @@ impl Store {
             Arc::clone(&self.claims),
             record,
         ))
+    }
+
+    /// From here on every record that is written says which slots its shard has. Before it, only
+    /// those do that cannot be without: of shards that were split, taken over, or frozen.
+    pub fn keep_slots(&self) {
+        self.engine.keeps_slots.store(true, Ordering::Release);
     }
 
     fn record(&self, id: ShardId) -> Result<Option<AppliedRecord>, StoreError> {

@@ -87,7 +87,11 @@ async fn goes_on(version: &Path) -> Result<()> {
     let frozen = std::fs::read_to_string(version.join("contents.txt"))?;
     let mut cluster = Cluster::start(options(Some(version.join("data.tar.gz")))).await?;
     // The formats that are written from here on must be readable too.
-    for started in ["at once", "after a restart"] {
+    for (started, finalizes) in [
+        ("at once", false),
+        ("after a restart", true),
+        ("after the upgrade was finalized", false),
+    ] {
         let address = cluster.node(1).addresses().client.clone();
         let found = contents(&address, &USERS).await?;
         let mut lines = frozen.lines().zip(found.lines());
@@ -95,6 +99,9 @@ async fn goes_on(version: &Path) -> Result<()> {
             anyhow::bail!("{started}: it was {was:?}, and is {is:?}");
         }
         ensure!(frozen == found, "{started}: lines are missing, or too many");
+        if finalizes {
+            ensure!(cluster.finalize_upgrade(1).await?, "nothing was finalized");
+        }
         cluster.stop_gracefully(1).await?;
         cluster.restart(1).await?;
     }

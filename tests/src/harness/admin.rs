@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use carillon_proto::ACTOR_METADATA_KEY;
 use carillon_proto::admin::{
-    CancelMergeRequest, ChecksumShardRequest, Event, ForgetNodeRequest, GetClusterRequest,
-    GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest, GetRecoveryRequest,
-    GetRecoveryResponse, ListEventsRequest, ListMovesRequest, ListNodesRequest, ListShardsRequest,
-    Merge, MergeShardsRequest, NodeStatus, RecoverShardRequest, RestartNodeRequest,
-    SetPolicyRequest, SetStandingRequest, ShardStatus, SplitShardRequest, Standing,
-    TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+    CancelMergeRequest, ChecksumShardRequest, Event, FinalizeUpgradeRequest, ForgetNodeRequest,
+    GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
+    GetRecoveryRequest, GetRecoveryResponse, ListEventsRequest, ListMovesRequest, ListNodesRequest,
+    ListShardsRequest, Merge, MergeShardsRequest, NodeStatus, RecoverShardRequest,
+    RestartNodeRequest, SetPolicyRequest, SetStandingRequest, ShardStatus, SplitShardRequest,
+    Standing, TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataValue;
@@ -288,6 +288,15 @@ impl Cluster {
             .set_policy(rpc::within(change, QUESTION_LIMIT))
             .await?;
         Ok(())
+    }
+
+    /// Takes the cluster to its next version, which this node knows; whether it went there.
+    pub async fn finalize_upgrade(&self, id: u64) -> Result<bool> {
+        let mut admin = self.admin_of(id)?;
+        let mut request = rpc::within(FinalizeUpgradeRequest {}, QUESTION_LIMIT);
+        let name = MetadataValue::from_static(ACTOR);
+        request.metadata_mut().insert(ACTOR_METADATA_KEY, name);
+        Ok(admin.finalize_upgrade(request).await?.into_inner().changed)
     }
 
     /// Takes a node out of the cluster for ever.

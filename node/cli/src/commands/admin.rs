@@ -70,6 +70,8 @@ pub enum AdminCommand {
     Events,
     /// Restart the nodes one after the other, without clients noticing.
     Roll(roll::RollArguments),
+    /// Take the cluster to its next version, when all nodes support it; there is no way back.
+    FinalizeUpgrade,
     /// Whether the cluster is as it should be, down to the replicas' bytes; fails when not.
     Check,
     /// What the nodes do now, again and again.
@@ -162,6 +164,7 @@ pub async fn run(
         AdminCommand::Moves => membership::moves(&admin, output).await?,
         AdminCommand::Events => membership::events(&admin, output).await?,
         AdminCommand::Roll(arguments) => roll::run(&admin, &arguments, output).await?,
+        AdminCommand::FinalizeUpgrade => finalize_upgrade(&admin, output).await?,
         AdminCommand::Check => return check::run(&admin, output).await,
         AdminCommand::Top(arguments) => top::run(&admin, &arguments, output).await?,
         AdminCommand::RecoverShard(arguments) => recover::run(&admin, &arguments, output).await?,
@@ -169,6 +172,23 @@ pub async fn run(
         AdminCommand::Snapshot(arguments) => snapshot(&admin, &arguments, output).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn finalize_upgrade(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
+    let answer = admin.finalize_upgrade().await;
+    let answer = answer.context("the upgrade could not be finalized")?;
+    let version = answer.cluster_version;
+    match (output, answer.changed) {
+        (Output::Json, changed) => output::json(&json!({
+            "changed": changed,
+            "cluster_version": version,
+        }))?,
+        (Output::Table, true) => output::line(&format!("the cluster is at version {version}"))?,
+        (Output::Table, false) => output::line(&format!(
+            "the cluster is at version {version}, and there is no newer one"
+        ))?,
+    }
+    Ok(())
 }
 
 fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()> {
@@ -227,6 +247,8 @@ fn node_json(node: &proto::NodeStatus) -> Value {
         "zone": node.zone,
         "replicas_placed": node.replicas_placed,
         "version": node.version,
+        "cluster_version_min": node.cluster_version_min,
+        "cluster_version_max": node.cluster_version_max,
         "uptime_seconds": node.uptime_seconds,
         "replicas": node.replicas,
         "leaders": node.leaders,

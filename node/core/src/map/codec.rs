@@ -215,6 +215,7 @@ impl Policy {
             shard_gib_max: _,
             shard_commands_per_s_max: _,
             shards_min: _,
+            finalize_upgrade_after_s: _,
         } = self;
         for number in [
             down_after_s,
@@ -248,6 +249,7 @@ impl Policy {
         put_varint(out, u64::from(self.shard_gib_max));
         put_varint(out, u64::from(self.shard_commands_per_s_max));
         put_varint(out, u64::from(self.shards_min));
+        put_varint(out, u64::from(self.finalize_upgrade_after_s));
     }
 
     fn read_later(&mut self, reader: &mut Reader<'_>) -> Result<(), Corrupt> {
@@ -255,6 +257,7 @@ impl Policy {
         self.shard_gib_max = reader.varint32()?;
         self.shard_commands_per_s_max = reader.varint32()?;
         self.shards_min = reader.varint32()?;
+        self.finalize_upgrade_after_s = reader.varint32()?;
         Ok(())
     }
 }
@@ -274,6 +277,7 @@ impl PolicyChange {
             shard_gib_max: _,
             shard_commands_per_s_max: _,
             shards_min: _,
+            finalize_upgrade_after_s: _,
         } = self;
         for number in [
             down_after_s,
@@ -307,11 +311,12 @@ impl PolicyChange {
     }
 
     /// Something is changed that the first version had not.
-    fn has_later(&self) -> bool {
+    pub(super) fn has_later(&self) -> bool {
         self.leader_zone.is_some()
             || self.shard_gib_max.is_some()
             || self.shard_commands_per_s_max.is_some()
             || self.shards_min.is_some()
+            || self.finalize_upgrade_after_s.is_some()
     }
 
     /// What the first version had not.
@@ -323,6 +328,7 @@ impl PolicyChange {
             self.shard_gib_max,
             self.shard_commands_per_s_max,
             self.shards_min,
+            self.finalize_upgrade_after_s,
         ] {
             write_option(out, number.as_ref(), |number, out| {
                 put_varint(out, u64::from(*number));
@@ -335,6 +341,7 @@ impl PolicyChange {
         self.shard_gib_max = read_option(reader, |reader| reader.varint32())?;
         self.shard_commands_per_s_max = read_option(reader, |reader| reader.varint32())?;
         self.shards_min = read_option(reader, |reader| reader.varint32())?;
+        self.finalize_upgrade_after_s = read_option(reader, |reader| reader.varint32())?;
         Ok(())
     }
 }

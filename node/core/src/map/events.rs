@@ -10,6 +10,7 @@ use super::moves::{Move, MoveId, MoveReason};
 use super::recovery::LogPosition;
 use super::registry::Standing;
 use super::splits::SplitReason;
+use super::versions::ClusterVersion;
 use crate::ids::{NodeId, ReplicaId, ShardId, Slot, TimestampMs};
 
 /// How many events are kept.
@@ -145,6 +146,11 @@ pub enum EventKind {
         /// The one that it would have taken over.
         absorbed_shard_id: ShardId,
     },
+    /// All nodes understand more than before, and use it.
+    UpgradeFinalized {
+        /// The cluster's version now.
+        to: ClusterVersion,
+    },
     /// The policy is another one.
     PolicyChanged,
     /// The old join token is worth nothing any more.
@@ -265,6 +271,9 @@ impl fmt::Display for EventKind {
                 f,
                 "shard {shard_id} does not take over shard {absorbed_shard_id} after all"
             ),
+            EventKind::UpgradeFinalized { to } => {
+                write!(f, "the cluster is at version {to}")
+            }
             EventKind::PolicyChanged => f.write_str("the policy was changed"),
             EventKind::JoinTokenRotated => f.write_str("the join token was changed"),
             EventKind::RecoveryStarted {
@@ -287,10 +296,6 @@ impl fmt::Display for EventKind {
             } => write!(f, "shard {shard_id} is led again, by replica {replica_id}"),
         }
     }
-}
-
-pub(super) fn record(events: &mut VecDeque<Event>, at: TimestampMs, what: EventKind) {
-    push(events, Event { at, by: None, what });
 }
 
 pub(super) fn push(events: &mut VecDeque<Event>, event: Event) {

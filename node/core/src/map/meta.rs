@@ -18,6 +18,7 @@ use super::registry::{
     self, DrainStart, JOIN_TOKEN_BYTES_MAX, JoinToken, Standing, check_node, check_text,
 };
 use super::splits::{self, Split, SplitReason};
+use super::versions::{self, ClusterVersion};
 use super::{NODE_TEXT_BYTES_MAX, NodeInfo, ShardDescriptor, ShardMap};
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, Slot, TimestampMs};
 use crate::merging::MergeId;
@@ -25,6 +26,8 @@ use crate::merging::MergeId;
 /// What the meta group keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetaState {
+    /// What all nodes understand.
+    pub cluster_version: ClusterVersion,
     /// Names the cluster for ever; empty before there is one.
     pub cluster_id: String,
     /// For people.
@@ -80,7 +83,10 @@ impl MetaState {
     }
 
     pub(super) fn record(&mut self, at: TimestampMs, what: EventKind) {
-        events::record(&mut self.events, at, what);
+        // The first version does not keep who it was, so nobody is told.
+        let nobody = self.cluster_version < ClusterVersion::V2;
+        let by = nobody.then(Actor::unknown);
+        events::push(&mut self.events, Event { at, by, what });
     }
 
     pub(super) fn updated(&self, changed: bool) -> MetaReply {
@@ -110,6 +116,8 @@ pub enum MetaCommand {
         /// The first shards, as [`initial_map`](super::initial_map) lays them out. Carried
         /// here so that all versions of the solver agree.
         shards: Vec<ShardDescriptor>,
+        /// What all of them understand.
+        version: ClusterVersion,
         /// The proposer's clock.
         at: TimestampMs,
     },
@@ -307,6 +315,14 @@ pub enum MetaCommand {
         /// The proposer's clock.
         at: TimestampMs,
     },
+    /// Takes the cluster to its next version. Whoever proposes it knows that all nodes that are
+    /// not lost support that.
+    FinalizeUpgrade {
+        /// The version.
+        to: ClusterVersion,
+        /// The proposer's clock.
+        at: TimestampMs,
+    },
     /// A command that somebody wants: what happens by it is recorded with who that is.
     By {
         /// Who.
@@ -365,6 +381,7 @@ pub fn apply_meta(state: &mut MetaState, command: MetaCommand) -> MetaReply {
 }
 
 fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaRefusal> {
+    versions::check(&command, state.cluster_version)?;
     match command {
         MetaCommand::CreateCluster {
             cluster_id,
@@ -373,6 +390,7 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
             replication_factor,
             nodes,
             shards,
+            version,
             at,
         } => {
             if cluster_id.is_empty() {
@@ -390,6 +408,7 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
                 replication_factor,
             );
             *state = made?;
+            state.cluster_version = version;
             state.record(at, EventKind::ClusterCreated);
             Ok(MetaReply::Created {
                 existed: false,
@@ -485,6 +504,7 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
             replica_id,
             at,
         } => recovery::finish(state, shard_id, replica_id, at),
+        MetaCommand::FinalizeUpgrade { to, at } => versions::finalize(state, to, at),
         MetaCommand::By { by, command } => apply_by(state, &by, *command),
     }
 }
@@ -546,6 +566,7 @@ fn create(
         .iter()
         .map(|node| (node.node_id, Standing::Active));
     Ok(MetaState {
+        cluster_version: ClusterVersion::default(),
         cluster_id,
         cluster_name,
         join_token,
@@ -631,6 +652,7 @@ mod tests {
             replication_factor: 3,
             shards: initial_map(&nodes, 4, 3).expect("a map").shards,
             nodes,
+            version: ClusterVersion::MAX,
             at: TimestampMs(1),
         }
     }
@@ -670,6 +692,7 @@ mod tests {
             shards: initial_map(&[node(1)], 4, 1).expect("a map").shards,
             replication_factor: 4,
             nodes: vec![node(1)],
+            version: ClusterVersion::MAX,
             at: TimestampMs(1),
         };
         let refused = MetaRefusal::Map(MapError::ReplicationOutOfRange {

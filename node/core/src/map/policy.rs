@@ -44,6 +44,9 @@ pub struct Policy {
     /// evenly among those. Default empty: from anywhere. At most
     /// [`NODE_TEXT_BYTES_MAX`](super::NODE_TEXT_BYTES_MAX) bytes.
     pub leader_zone: Zone,
+    /// When all nodes have supported the cluster's next version for longer, seconds, it goes
+    /// there by itself. Default 86,400; at most four weeks, or 0 for only when told to.
+    pub finalize_upgrade_after_s: u32,
 }
 
 impl Default for Policy {
@@ -60,6 +63,7 @@ impl Default for Policy {
             shard_commands_per_s_max: 50_000,
             shards_min: SHARDS_MAX,
             leader_zone: Zone::default(),
+            finalize_upgrade_after_s: 24 * 3_600,
         }
     }
 }
@@ -87,7 +91,10 @@ pub struct PolicyChange {
     pub shard_commands_per_s_max: Option<u32>,
     /// As in [`Policy`].
     pub shards_min: Option<u32>,
+    /// As in [`Policy`].
     pub leader_zone: Option<Zone>,
+    /// As in [`Policy`].
+    pub finalize_upgrade_after_s: Option<u32>,
 }
 
 impl PolicyChange {
@@ -114,6 +121,9 @@ impl PolicyChange {
                 .leader_zone
                 .clone()
                 .unwrap_or_else(|| policy.leader_zone.clone()),
+            finalize_upgrade_after_s: self
+                .finalize_upgrade_after_s
+                .unwrap_or(policy.finalize_upgrade_after_s),
         }
     }
 }
@@ -132,6 +142,7 @@ impl From<Policy> for PolicyChange {
             shard_commands_per_s_max: Some(policy.shard_commands_per_s_max),
             shards_min: Some(policy.shards_min),
             leader_zone: Some(policy.leader_zone),
+            finalize_upgrade_after_s: Some(policy.finalize_upgrade_after_s),
         }
     }
 }
@@ -157,6 +168,8 @@ pub enum PolicyLimit {
     ShardLoad = 8,
     /// [`Policy::shards_min`].
     Shards = 9,
+    /// [`Policy::finalize_upgrade_after_s`].
+    FinalizeUpgradeAfter = 10,
 }
 
 impl fmt::Display for PolicyLimit {
@@ -171,6 +184,7 @@ impl fmt::Display for PolicyLimit {
             PolicyLimit::ShardSize => "shard_gib_max",
             PolicyLimit::ShardLoad => "shard_commands_per_s_max",
             PolicyLimit::Shards => "shards_min",
+            PolicyLimit::FinalizeUpgradeAfter => "finalize_upgrade_after_s",
         })
     }
 }
@@ -191,6 +205,7 @@ pub struct PolicyError {
 
 const DOWN_AFTER_S_MAX: u32 = 3_600;
 const FAILURE_REPLACEMENT_AFTER_S_MAX: u32 = 7 * 24 * 3_600;
+const FINALIZE_UPGRADE_AFTER_S_MAX: u32 = 28 * 24 * 3_600;
 const MOVES_MAX: u32 = 64;
 const SNAPSHOT_KIB_PER_S_MIN: u32 = 64;
 const SNAPSHOT_KIB_PER_S_MAX: u32 = 16 << 20;
@@ -260,6 +275,12 @@ impl Policy {
             )?;
         }
         check(PolicyLimit::Shards, self.shards_min, 1, SHARDS_MAX)?;
+        check(
+            PolicyLimit::FinalizeUpgradeAfter,
+            self.finalize_upgrade_after_s,
+            0,
+            FINALIZE_UPGRADE_AFTER_S_MAX,
+        )?;
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use super::moves::{MoveId, MoveStep};
 use super::policy::PolicyError;
 use super::registry::Standing;
 use super::splits::SplitRefusal;
+use super::versions::ClusterVersion;
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId};
 
 /// Why a [`MetaCommand`](super::MetaCommand) changed nothing.
@@ -240,6 +241,24 @@ pub enum MetaRefusal {
         shard_id: ShardId,
         /// Where.
         node_id: NodeId,
+    },
+    /// The cluster's version has no such thing yet.
+    #[error(
+        "the cluster is at version {version}, and this needs version {needs}; finalize the upgrade first: carillon admin finalize-upgrade"
+    )]
+    UpgradeNotFinalized {
+        /// The version that has it.
+        needs: ClusterVersion,
+        /// The cluster's.
+        version: ClusterVersion,
+    },
+    /// The cluster goes from version to version.
+    #[error("the cluster is at version {from} and cannot go to version {to} in one step")]
+    VersionSkipped {
+        /// The cluster's version.
+        from: ClusterVersion,
+        /// What was asked for.
+        to: ClusterVersion,
     },
     /// The move is at another step.
     #[error("move {move_id} is {step}, which does not allow it")]

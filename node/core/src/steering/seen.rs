@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::ids::{NodeId, ReplicaId, ShardId, TimestampMs};
-use crate::map::{ConfigVersion, Replica};
+use crate::map::{ConfigVersion, Replica, Supported};
 use crate::merging::{MergeId, MergeMark};
 
 /// What was seen, by the node that leads the meta group.
@@ -19,6 +19,9 @@ pub struct Seen {
     /// The merge for which a replica is frozen, with all that it is frozen with on disk; of those
     /// that are.
     pub kept_frozen: BTreeMap<ReplicaId, MergeId>,
+    /// How long all nodes that are not lost have supported the cluster's next version, as far as
+    /// this leader knows, milliseconds; 0 when one does not.
+    pub next_version_ms: u64,
     /// The meta group.
     pub meta: MetaSeen,
 }
@@ -34,6 +37,9 @@ pub struct NodeSeen {
     pub is_stopping: bool,
     /// Streams of clients on it; 0 when it is not up.
     pub sessions: u32,
+    /// The versions of the cluster that it supports, as it said when it was last heard; none when
+    /// it never was.
+    pub supported: Option<Supported>,
 }
 
 /// What the leader of a shard says of its group.
@@ -95,6 +101,12 @@ impl Seen {
     pub(super) fn stays_up(&self, node: NodeId) -> bool {
         let seen = self.nodes.get(&node);
         seen.is_some_and(|node| node.up && !node.is_stopping)
+    }
+
+    /// What a node supports that answers.
+    pub(super) fn supported(&self, node: NodeId) -> Option<Supported> {
+        let seen = self.nodes.get(&node).filter(|node| node.up)?;
+        seen.supported
     }
 
     /// How long nothing was heard of a node that does not answer.

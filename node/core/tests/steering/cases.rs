@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use carillon_core::map::{
-    ConfigVersion, DrainPurpose, JoinToken, MetaCommand, MetaRefusal, MetaReply, MetaState,
-    MoveReason, NodeInfo, PolicyChange, SplitReason, SplitRefusal, Standing, apply_meta,
-    initial_map,
+    ClusterVersion, ConfigVersion, DrainPurpose, JoinToken, MetaCommand, MetaRefusal, MetaReply,
+    MetaState, MoveReason, NodeInfo, PolicyChange, SplitReason, SplitRefusal, Standing, Supported,
+    apply_meta, initial_map,
 };
 use carillon_core::placement::Zone;
 use carillon_core::steering::{
@@ -39,6 +39,7 @@ pub fn cluster(nodes: u64, shards: u32, replication_factor: u32) -> MetaState {
         replication_factor,
         nodes,
         shards: map.shards,
+        version: ClusterVersion::MAX,
         at: AT,
     };
     assert!(matches!(
@@ -80,6 +81,7 @@ pub fn healthy(state: &MetaState) -> Seen {
     };
     let up = NodeSeen {
         up: true,
+        supported: Some(Supported::default()),
         ..NodeSeen::default()
     };
     let nodes: Vec<NodeId> = state.standings.keys().copied().collect();
@@ -107,6 +109,7 @@ pub fn healthy(state: &MetaState) -> Seen {
         nodes: nodes.iter().map(|node| (*node, up)).collect(),
         shards: shards.collect(),
         kept_frozen: BTreeMap::new(),
+        next_version_ms: 0,
         meta: MetaSeen {
             leader: nodes[0],
             config,
@@ -126,6 +129,7 @@ pub fn silence(seen: &mut Seen, state: &MetaState, id: u64, seconds: u64) {
         silent_ms: seconds * 1_000,
         is_stopping: false,
         sessions: 0,
+        supported: Some(Supported::default()),
     };
     seen.nodes.insert(node, silent);
     seen.meta.followers.insert(node, FollowerSeen::default());

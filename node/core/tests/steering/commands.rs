@@ -2,8 +2,9 @@
 //! written and read back as they are.
 
 use carillon_core::map::{
-    Actor, ConfigVersion, JoinToken, LogPosition, MergeReason, MetaCommand, MetaReply, MetaState,
-    MoveId, MoveReason, NodeInfo, Policy, SplitReason, Standing, apply_meta, initial_map,
+    Actor, ClusterVersion, ConfigVersion, JoinToken, LogPosition, MergeReason, MetaCommand,
+    MetaReply, MetaState, MoveId, MoveReason, NodeInfo, Policy, SplitReason, Standing, apply_meta,
+    initial_map,
 };
 use carillon_core::merging::MergeId;
 use carillon_core::placement::Zone;
@@ -102,6 +103,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
                 _ => MetaCommand::FinishMerge { merge_id, at },
             }
         }),
+        1 => (1u32..4).prop_map(move |to| MetaCommand::FinalizeUpgrade { to: ClusterVersion(to), at }),
         1 => "[a-z]{0,3}".prop_map(move |token| MetaCommand::RotateJoinToken { token: JoinToken(token), at }),
         4 => (shard_id(), (1u64..30).prop_map(ReplicaId)).prop_map(move |(shard_id, survivor)| {
             MetaCommand::RecoverShard { shard_id, survivor, last: LogPosition::default(), at }
@@ -112,7 +114,7 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
     ]
 }
 
-fn created(replication_factor: u32) -> MetaState {
+fn created(replication_factor: u32, version: ClusterVersion) -> MetaState {
     let nodes: Vec<NodeInfo> = (1..=4).map(|id| node(id, id)).collect();
     let map = initial_map(&nodes, 3, replication_factor).expect("a map");
     let mut state = MetaState::default();
@@ -123,6 +125,7 @@ fn created(replication_factor: u32) -> MetaState {
         replication_factor,
         nodes,
         shards: map.shards,
+        version,
         at: TimestampMs(1),
     };
     apply_meta(&mut state, command);
@@ -135,9 +138,11 @@ proptest! {
     #[test]
     fn commands_in_any_order_keep_the_invariants(
         replication_factor in 1u32..4,
+        first in prop::bool::weighted(0.3),
         commands in prop::collection::vec((any_command(), prop::bool::weighted(0.2)), 1..80),
     ) {
-        let mut state = created(replication_factor);
+        let version = if first { ClusterVersion::V1 } else { ClusterVersion::MAX };
+        let mut state = created(replication_factor, version);
         check_invariants(&state);
         for (mut command, somebody) in commands {
             if let MetaCommand::StartMove { epoch, .. } = &mut command
@@ -149,7 +154,23 @@ proptest! {
                 let by = Actor("ann".to_owned());
                 command = MetaCommand::By { by, command: Box::new(command) };
             }
+            let version = state.cluster_version;
+            match command.clone().at_version(version) {
+                Ok(possible) => command = possible,
+                Err(refusal) => {
+                    // Nobody proposes it, and who applied it all the same would change nothing.
+                    let before = state.clone();
+                    prop_assert_eq!(apply_meta(&mut state, command), MetaReply::Refused(refusal));
+                    prop_assert_eq!(&state, &before);
+                    continue;
+                }
+            }
             let bytes = command.encode();
+            if version == ClusterVersion::V1 {
+                // What the first release reads, and the one that ends this.
+                prop_assert!((1..=14).contains(&bytes[1]) || bytes[1] == 42 || bytes[1] == 17, "{command:?}");
+                prop_assert_eq!(state.encode()[0], 1);
+            }
             prop_assert_eq!(&MetaCommand::decode(&bytes).expect("it decodes"), &command);
             let before = state.clone();
             let reply = apply_meta(&mut state, command.clone());

@@ -13,6 +13,7 @@ mod merge_cases;
 mod merging;
 mod recovery;
 mod rng;
+mod version_cases;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use carillon_core::map::{
-    JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, NodeInfo, Policy, Replica,
-    apply_meta, initial_map,
+    ClusterVersion, JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, NodeInfo, Policy,
+    Replica, Supported, apply_meta, initial_map,
 };
 use carillon_core::merging::MergeId;
 use carillon_core::placement::Zone;
@@ -153,6 +153,7 @@ impl World {
                 replication_factor,
                 nodes,
                 shards: map.shards.clone(),
+                version: ClusterVersion::MAX,
                 at: TimestampMs(0),
             },
         );
@@ -604,6 +605,7 @@ impl World {
                 silent_ms: if up { 0 } else { (self.now - heard) * 1_000 },
                 is_stopping: host.stopping,
                 sessions: 0,
+                supported: Some(Supported::default()),
             };
             seen.nodes.insert(node, node_seen);
         }

@@ -44,6 +44,7 @@ pub(super) fn policy_to_proto(policy: &Policy) -> proto::Policy {
         shard_gib_max: policy.shard_gib_max,
         shard_commands_per_s_max: policy.shard_commands_per_s_max,
         shards_min: policy.shards_min,
+        finalize_upgrade_after_s: policy.finalize_upgrade_after_s,
         leader_zone: policy.leader_zone.0.clone(),
     }
 }
@@ -84,6 +85,7 @@ pub(super) fn policy_change(request: &SetPolicyRequest) -> PolicyChange {
         shard_gib_max: request.shard_gib_max,
         shard_commands_per_s_max: request.shard_commands_per_s_max,
         shards_min: request.shards_min,
+        finalize_upgrade_after_s: request.finalize_upgrade_after_s,
         leader_zone: request.leader_zone.clone().map(Zone),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carillon_core::map::{NODE_TEXT_BYTES_MAX, SHARDS_MAX};
+use carillon_core::map::{ClusterVersion, NODE_TEXT_BYTES_MAX, SHARDS_MAX};
 use carillon_core::placement::{REPLICATION_FACTOR_MAX, WEIGHT_MAX};
 use tracing_subscriber::EnvFilter;
 
@@ -67,6 +67,17 @@ impl Config {
     /// Refuses what cannot work, by field.
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
+        let versions = ClusterVersion::MIN.0..=ClusterVersion::MAX.0;
+        if !versions.contains(&self.cluster_version_max) {
+            let (min, max) = (versions.start(), versions.end());
+            return invalid(
+                "cluster_version_max",
+                format!(
+                    "is {}, but this build supports {min} to {max}",
+                    self.cluster_version_max
+                ),
+            );
+        }
         if let Some(join) = &self.join {
             if self.node_id != 0 || !self.initial_peers.is_empty() {
                 let problem = "stands beside node_id or initial_peers; a node that joins a \

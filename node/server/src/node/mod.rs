@@ -49,6 +49,7 @@ use crate::shard::{Replica, Services};
 use local::{LocalReplicas, Presence};
 use serve::{serve_clients, serve_peers};
 use steering::Sight;
+pub use steering::supported_by;
 
 /// Between two tries of what has to succeed in the end.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -307,6 +308,8 @@ fn open_store(config: &Config) -> anyhow::Result<Store> {
     let mut options = StoreOptions::new(data.join("state"));
     options.memtable_bytes = config.store.memtable_bytes;
     options.block_cache_bytes = config.store.block_cache_bytes;
+    // Until the meta group's state says that all nodes read them.
+    options.keep_slots = false;
     options.failpoint = carillon_log::failpoint::hit;
     options.on_fatal = Arc::new(|error| die(&format!("state store: {error}")));
     Store::open(&options).context("state store")

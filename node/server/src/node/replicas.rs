@@ -47,7 +47,12 @@ impl Node {
     pub(super) async fn start_meta(self: &Arc<Self>) -> anyhow::Result<()> {
         let state = self.store.shard(META_SHARD, META_SLOTS)?;
         let reader = state.reader();
-        let machine = MetaMachine::new(self.flusher.clone(), state, self.cluster().clone())?;
+        let machine = MetaMachine::new(
+            self.flusher.clone(),
+            state,
+            self.cluster().clone(),
+            self.config.supported(),
+        )?;
         let me = meta_member(self.config.node());
         let group = self.start_group(META_SHARD, me, Box::new(machine)).await?;
         self.start_replica(group.clone(), reader, Shared::default(), None);
@@ -105,6 +110,7 @@ impl Node {
             replication_factor: shape.replication_factor,
             nodes: map.nodes,
             shards: map.shards,
+            version: self.identity.founding_version(),
             at: crate::shard::now(),
         })
     }

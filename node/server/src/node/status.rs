@@ -181,6 +181,8 @@ impl Node {
             disk_free_bytes: disk.map_or(0, |disk| disk.free_bytes),
             silent_ms: 0,
             capacity_bytes: 0,
+            cluster_version_min: self.config.supported().min.0,
+            cluster_version_max: self.config.supported().max.0,
         };
         let replicas = replicas
             .iter()

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
 use carillon_core::map::{
-    ConfigVersion, DrainPurpose, META_SHARD, MetaCommand, MetaReply, MetaState,
+    ClusterVersion, ConfigVersion, DrainPurpose, META_SHARD, MetaCommand, MetaReply, MetaState,
+    Supported, upgrade_hindrances,
 };
 use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::steering::{
@@ -57,6 +58,10 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Sight {
     heard: HashMap<NodeId, Instant>,
+    /// What nodes supported when they were last heard.
+    supported: HashMap<NodeId, Supported>,
+    /// Since when all nodes support the version that the cluster goes to next.
+    next_version: Option<(ClusterVersion, Instant)>,
     /// As it was when it last changed by much.
     loads: HashMap<ShardId, u64>,
 }
@@ -83,15 +88,36 @@ impl Sight {
                 silent_ms: u64::try_from(silent_ms).unwrap_or(u64::MAX),
                 is_stopping: false,
                 sessions: 0,
+                supported: self.supported.get(&node).copied(),
             };
         };
         *heard = now;
+        let supported = supported_by(status);
+        self.supported.insert(node, supported);
         NodeSeen {
             up: true,
             silent_ms: 0,
             is_stopping: status.node.as_ref().is_some_and(|node| node.draining),
             sessions: status.node.as_ref().map_or(0, |node| node.sessions),
+            supported: Some(supported),
         }
+    }
+
+    /// How long all nodes have supported the cluster's next version, as far as they were heard,
+    /// milliseconds. A node that is away for a moment is as it was.
+    fn next_version_ms(&mut self, meta: &MetaState, now: Instant) -> u64 {
+        let next = meta.cluster_version.next();
+        let hindrances = upgrade_hindrances(meta, |node| self.supported.get(&node).copied());
+        if !hindrances.is_empty() {
+            self.next_version = None;
+            return 0;
+        }
+        let since = match self.next_version {
+            Some((version, since)) if version == next => since,
+            _ => now,
+        };
+        self.next_version = Some((next, since));
+        u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -205,6 +231,7 @@ impl Node {
             .iter()
             .map(|(node, status)| (*node, sight.node(*node, now, status.as_ref())))
             .collect();
+        let next_version_ms = sight.next_version_ms(meta, now);
         let mut led: BTreeMap<ShardId, (u64, ShardSeen)> = BTreeMap::new();
         for (node, status) in &statuses {
             for replica in status.iter().flat_map(|status| &status.replicas) {
@@ -254,6 +281,7 @@ impl Node {
             nodes,
             shards: shards.collect(),
             kept_frozen,
+            next_version_ms,
             meta: meta_seen(self.config.node(), meta_group),
         }
     }
@@ -410,6 +438,14 @@ impl Node {
             .map(drop)
             .map_err(|status| status.message().to_owned())
     }
+}
+
+/// The versions that a node says it supports.
+pub fn supported_by(status: &StatusResponse) -> Supported {
+    let node = status.node.as_ref();
+    let said = node.map(|node| (node.cluster_version_min, node.cluster_version_max));
+    let (min, max) = said.unwrap_or_default();
+    Supported::said(min, max)
 }
 
 fn done<T>(answer: Result<Response<T>, Status>) -> Result<(), String> {

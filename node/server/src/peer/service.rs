@@ -8,7 +8,7 @@ use std::time::Duration;
 use carillon_core::command::BatchReader;
 use carillon_core::ids::{NodeId, ShardId};
 use carillon_core::map::{
-    JoinToken, Merge, MergeStep, MetaCommand, MetaRefusal, MetaReply, NodeInfo,
+    JoinToken, Merge, MergeStep, MetaCommand, MetaRefusal, MetaReply, NodeInfo, Supported,
 };
 use carillon_core::placement::Zone;
 use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, ReplicaChecksum};
@@ -328,6 +328,10 @@ impl Peer for PeerService {
                 "this cluster is called {:?}, not {:?}; check cluster_name and join.peers",
                 meta.cluster_name, request.cluster_name
             )));
+        }
+        let (min, max) = (request.cluster_version_min, request.cluster_version_max);
+        if let Some(why) = Supported::said(min, max).lacks(meta.cluster_version) {
+            return Err(Status::failed_precondition(why));
         }
         let command = MetaCommand::JoinNode {
             node: NodeInfo {

@@ -46,6 +46,10 @@ pub struct PolicyArguments {
     /// The zone that shards are led from while it has healthy nodes; '' for none.
     #[arg(long, value_name = "ZONE")]
     leader_zone: Option<String>,
+    /// The cluster goes to its next version when all nodes have supported it for longer [to
+    /// 2419200]; 0: only by finalize-upgrade.
+    #[arg(long, value_name = "SECONDS")]
+    finalize_upgrade_after_s: Option<u32>,
 }
 
 /// Carries it out.
@@ -66,6 +70,7 @@ pub async fn run(
         shard_commands_per_s_max: arguments.shard_commands_per_s_max,
         shards_min: arguments.shards_min,
         leader_zone: arguments.leader_zone.clone(),
+        finalize_upgrade_after_s: arguments.finalize_upgrade_after_s,
     };
     let policy = if change == proto::SetPolicyRequest::default() {
         let policy = admin.get_policy().await;
@@ -91,6 +96,7 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
             "shard_commands_per_s_max": policy.shard_commands_per_s_max,
             "shards_min": policy.shards_min,
             "leader_zone": policy.leader_zone,
+            "finalize_upgrade_after_s": policy.finalize_upgrade_after_s,
         }))?);
     }
     let mut table = output::table(&["policy", "value", "means"]);
@@ -152,6 +158,11 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
                 zone => present::printable(zone),
             },
             "shards are led from there while it has healthy nodes",
+        ),
+        (
+            "finalize-upgrade-after-s",
+            policy.finalize_upgrade_after_s.to_string(),
+            "supported for longer, the next version is gone to; 0: never",
         ),
     ] {
         table.add_row([name, value.as_str(), means]);

@@ -3,6 +3,8 @@
 //!
 //! Keeps no state: asks the cluster, and decides by a pure function what is shown.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
 use carillon_client::AdminClient;
 use carillon_client::admin_proto as proto;
@@ -229,6 +231,7 @@ fn screen(seen: &Seen, warnings: &[Warning], paint: Paint) -> Vec<String> {
         node => format!("led by node {node}, map epoch {}", cluster.map_epoch),
     };
     row("meta", meta);
+    row("version", version_line(cluster, &seen.nodes));
     let moves = &seen.moves.moves;
     if moves.is_empty() {
         row("moves", "none".to_owned());
@@ -282,6 +285,38 @@ fn screen(seen: &Seen, warnings: &[Warning], paint: Paint) -> Vec<String> {
         lines.push(format!("  {}", paint.dim(&warning.todo)));
     }
     lines
+}
+
+/// The cluster's version, the releases that its nodes run, and what the next version waits for.
+fn version_line(cluster: &proto::GetClusterResponse, nodes: &[proto::NodeStatus]) -> String {
+    let mut releases = BTreeMap::<String, usize>::new();
+    for node in nodes.iter().filter(|node| node.up) {
+        *releases
+            .entry(present::printable(&node.version))
+            .or_default() += 1;
+    }
+    let releases: Vec<String> = releases
+        .iter()
+        .map(|(release, count)| format!("{} on {release}", counted(*count, "node")))
+        .collect();
+    let version = cluster.cluster_version;
+    let mut text = format!("{version}, {}", releases.join(", "));
+    if version < cluster.cluster_version_known {
+        let next = version + 1;
+        match cluster.upgrade_hindrances.first() {
+            None => text.push_str(&format!(
+                "; {next} is possible: carillon admin finalize-upgrade"
+            )),
+            Some(why) => {
+                text.push_str(&format!("; for {next}, {}", present::printable(why)));
+                let more = cluster.upgrade_hindrances.len() - 1;
+                if more > 0 {
+                    text.push_str(&format!("; and {more} more"));
+                }
+            }
+        }
+    }
+    text
 }
 
 fn nodes_line(nodes: &[proto::NodeStatus]) -> String {
@@ -372,6 +407,9 @@ fn to_json(seen: &Seen, warnings: &[Warning]) -> Value {
         "meta_leader_node": cluster.meta_leader_node,
         "answering_node": cluster.answering_node,
         "version": cluster.version,
+        "cluster_version": cluster.cluster_version,
+        "cluster_version_known": cluster.cluster_version_known,
+        "upgrade_hindrances": cluster.upgrade_hindrances,
         "node_list": nodes,
         "moves": moves,
         "waits": seen.moves.waits,
@@ -398,8 +436,26 @@ mod tests {
         assert!(
             lines[3].ends_with("2 of 2 led, 0 without a leader, 0 with too few replicas, 0 moving")
         );
-        assert_eq!(lines[5], "moves     none");
-        assert_eq!(lines.len(), 7);
+        assert_eq!(lines[5], "version   2, 3 nodes on 0.2.0");
+        assert_eq!(lines[6], "moves     none");
+        assert_eq!(lines.len(), 8);
+    }
+
+    #[test]
+    fn the_version_says_what_the_next_one_waits_for() {
+        let mut seen = cluster();
+        seen.cluster.cluster_version = 1;
+        let line = |seen: &Seen| version_line(&seen.cluster, &seen.nodes);
+        assert_eq!(
+            line(&seen),
+            "1, 3 nodes on 0.2.0; 2 is possible: carillon admin finalize-upgrade"
+        );
+        seen.nodes[2].version = "0.1.0".to_owned();
+        seen.cluster.upgrade_hindrances = vec!["node 3 is old".to_owned(), "more".to_owned()];
+        assert_eq!(
+            line(&seen),
+            "1, 1 node on 0.1.0, 2 nodes on 0.2.0; for 2, node 3 is old; and 1 more"
+        );
     }
 
     #[test]
@@ -428,7 +484,7 @@ mod tests {
         }];
         let lines = screen(&seen, &[], Paint::off());
         assert_eq!(
-            lines[5],
+            lines[6],
             "moves     shard 2 from node 1 to node 4, catching up (drain): 25 % of 100.0 MiB, 5.0 MiB/s, 15s left"
         );
     }

@@ -259,7 +259,7 @@ pub(super) mod tests {
         let node = |node_id| proto::NodeStatus {
             node_id,
             up: true,
-            version: "1.0.0".to_owned(),
+            version: "0.2.0".to_owned(),
             standing: Standing::Active.into(),
             replicas_placed: 2,
             ..proto::NodeStatus::default()
@@ -282,6 +282,8 @@ pub(super) mod tests {
                 nodes_up: 3,
                 replication_factor: 3,
                 meta_leader_node: 1,
+                cluster_version: 2,
+                cluster_version_known: 2,
                 ..proto::GetClusterResponse::default()
             },
             nodes: (1..=3).map(node).collect(),

@@ -6,14 +6,16 @@ use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{Epoch, NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    Actor, ConfigVersion, JoinToken, LogPosition, MergeReason, MetaCommand, MoveId, MoveReason,
-    NodeInfo, PolicyChange, ShardDescriptor, SplitReason, Standing,
+    Actor, ClusterVersion, ConfigVersion, JoinToken, LogPosition, MergeReason, MetaCommand, MoveId,
+    MoveReason, NodeInfo, PolicyChange, ShardDescriptor, SplitReason, Standing,
 };
 use crate::merging::MergeId;
 use crate::records::{read_option, write_option};
 
 /// The tag of a command that somebody wants.
 const BY: u8 = 17;
+/// The tag of a cluster that does not begin at the first version.
+const CREATE_AT_VERSION: u8 = 41;
 /// The tag of a change of the policy that names something which the first version had not.
 const POLICY_WITH_LATER: u8 = 18;
 
@@ -45,9 +47,11 @@ impl MetaCommand {
                 replication_factor,
                 nodes,
                 shards,
+                version,
                 at,
             } => {
-                out.put_u8(1);
+                let first = *version == ClusterVersion::V1;
+                out.put_u8(if first { 1 } else { CREATE_AT_VERSION });
                 put_text(out, cluster_id);
                 put_text(out, cluster_name);
                 put_text(out, &join_token.0);
@@ -55,6 +59,9 @@ impl MetaCommand {
                 write_list(out, nodes, NodeInfo::write);
                 write_list(out, shards, ShardDescriptor::write);
                 put_signed(out, at.0);
+                if !first {
+                    put_varint(out, u64::from(version.0));
+                }
             }
             MetaCommand::UpdateNode { node } => {
                 out.put_u8(2);
@@ -203,6 +210,11 @@ impl MetaCommand {
                 write_merge(out, 35, *merge_id, *at);
             }
             MetaCommand::FinishMerge { merge_id, at } => write_merge(out, 36, *merge_id, *at),
+            MetaCommand::FinalizeUpgrade { to, at } => {
+                out.put_u8(42);
+                put_varint(out, u64::from(to.0));
+                put_signed(out, at.0);
+            }
             MetaCommand::By { by, command } => {
                 out.put_u8(BY);
                 put_text(out, &by.0);
@@ -226,13 +238,21 @@ impl MetaCommand {
 
     fn read_tagged(tag: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
         Ok(match tag {
-            1 => MetaCommand::CreateCluster {
+            1 | CREATE_AT_VERSION => MetaCommand::CreateCluster {
                 cluster_id: reader.text()?,
                 cluster_name: reader.text()?,
                 join_token: JoinToken(reader.text()?),
                 replication_factor: reader.varint32()?,
                 nodes: read_list(reader, NodeInfo::read)?,
                 shards: read_list(reader, ShardDescriptor::read)?,
+                at: TimestampMs(reader.signed()?),
+                version: match tag {
+                    CREATE_AT_VERSION => ClusterVersion(reader.varint32()?),
+                    _ => ClusterVersion::V1,
+                },
+            },
+            42 => MetaCommand::FinalizeUpgrade {
+                to: ClusterVersion(reader.varint32()?),
                 at: TimestampMs(reader.signed()?),
             },
             2 => MetaCommand::UpdateNode {

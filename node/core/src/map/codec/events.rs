@@ -7,8 +7,8 @@ use super::{put_text, read_list, read_node_id, read_slot, write_list, write_node
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    Actor, Event, EventKind, LogPosition, MergeReason, MoveId, MoveReason, Replica, SplitReason,
-    Standing,
+    Actor, ClusterVersion, Event, EventKind, LogPosition, MergeReason, MoveId, MoveReason, Replica,
+    SplitReason, Standing,
 };
 use crate::records::{read_option, write_option};
 
@@ -25,6 +25,12 @@ impl Event {
             by: read_option(reader, |reader| Ok(Actor(reader.text()?)))?,
             what: EventKind::read(reader)?,
         })
+    }
+
+    /// As version 1 of the meta group's state has it.
+    pub(super) fn write_v1(&self, out: &mut BytesMut) {
+        put_signed(out, self.at.0);
+        self.what.write(out);
     }
 
     /// As version 1 of the meta group's state has it.
@@ -96,6 +102,10 @@ impl EventKind {
                 out.put_u8(*reason as u8);
             }
             EventKind::PolicyChanged => out.put_u8(8),
+            EventKind::UpgradeFinalized { to } => {
+                out.put_u8(30);
+                put_varint(out, u64::from(to.0));
+            }
             EventKind::SplitStarted {
                 shard_id,
                 new_shard_id,
@@ -201,6 +211,9 @@ impl EventKind {
                 reason: MoveReason::read(reader)?,
             },
             8 => EventKind::PolicyChanged,
+            30 => EventKind::UpgradeFinalized {
+                to: ClusterVersion(reader.varint32()?),
+            },
             12 => EventKind::SplitStarted {
                 shard_id: ShardId(reader.varint32()?),
                 new_shard_id: ShardId(reader.varint32()?),

@@ -6,8 +6,8 @@ use super::{put_text, read_node_id, read_size};
 use crate::codec::{Corrupt, Reader, put_varint};
 use crate::ids::{Epoch, ReplicaId, ShardId};
 use crate::map::{
-    MapError, MergeRefusal, MetaRefusal, MetaReply, MoveId, MoveStep, PolicyError, PolicyLimit,
-    SplitRefusal, Standing,
+    ClusterVersion, MapError, MergeRefusal, MetaRefusal, MetaReply, MoveId, MoveStep, PolicyError,
+    PolicyLimit, SplitRefusal, Standing,
 };
 
 impl MetaReply {
@@ -105,6 +105,16 @@ impl MetaRefusal {
             MetaRefusal::Merge(inner) => {
                 out.put_u8(40);
                 inner.write(out);
+            }
+            MetaRefusal::UpgradeNotFinalized { needs, version } => {
+                out.put_u8(45);
+                put_varint(out, u64::from(needs.0));
+                put_varint(out, u64::from(version.0));
+            }
+            MetaRefusal::VersionSkipped { from, to } => {
+                out.put_u8(46);
+                put_varint(out, u64::from(from.0));
+                put_varint(out, u64::from(to.0));
             }
             MetaRefusal::EmptyIdentity => out.put_u8(8),
             MetaRefusal::IdentityTaken { node_id } => {
@@ -255,6 +265,14 @@ impl MetaRefusal {
             7 => MetaRefusal::WrongToken,
             33 => MetaRefusal::Split(SplitRefusal::read(reader)?),
             40 => MetaRefusal::Merge(MergeRefusal::read(reader)?),
+            45 => MetaRefusal::UpgradeNotFinalized {
+                needs: ClusterVersion(reader.varint32()?),
+                version: ClusterVersion(reader.varint32()?),
+            },
+            46 => MetaRefusal::VersionSkipped {
+                from: ClusterVersion(reader.varint32()?),
+                to: ClusterVersion(reader.varint32()?),
+            },
             8 => MetaRefusal::EmptyIdentity,
             9 => MetaRefusal::IdentityTaken {
                 node_id: read_node_id(reader)?,
@@ -481,6 +499,7 @@ impl PolicyError {
             7 => PolicyLimit::ShardSize,
             8 => PolicyLimit::ShardLoad,
             9 => PolicyLimit::Shards,
+            10 => PolicyLimit::FinalizeUpgradeAfter,
             _ => return Err(reader.corrupt("a limit of the policy is unknown")),
         };
         Ok(PolicyError {

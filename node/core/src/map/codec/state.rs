@@ -1,5 +1,6 @@
-//! The binary form of the meta group's state. Version 1 has no recoveries, no splits and
-//! no merges, a policy with less in it, and events of nobody in particular.
+//! The binary forms of the meta group's state. The first, of a cluster at version 1, has no
+//! recoveries, no splits and no merges, a policy with less in it, and events of nobody in
+//! particular. A cluster keeps its state in the oldest form that suffices at its version.
 
 use std::collections::BTreeMap;
 
@@ -9,40 +10,53 @@ use super::{put_text, read_list, read_node_id};
 use crate::codec::{Corrupt, Reader, put_signed, put_varint};
 use crate::ids::{NodeId, ReplicaId, ShardId, TimestampMs};
 use crate::map::{
-    DrainStart, Event, JoinToken, Merge, MetaState, Move, MoveId, Policy, Recovery, ShardMap,
-    Split, Standing,
+    ClusterVersion, DrainStart, Event, JoinToken, Merge, MetaState, Move, MoveId, Policy, Recovery,
+    ShardMap, Split, Standing,
 };
 use crate::merging::MergeId;
 
-/// The version that is written.
-const VERSION: u8 = 2;
+/// The form of a cluster at version 1.
+const FIRST_FORM: u8 = 1;
+/// The form of later ones.
+const FORM: u8 = 2;
 
 impl MetaState {
-    /// The version and the fields in a buffer of their own.
+    /// The form and the fields in a buffer of their own.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
-        out.put_u8(VERSION);
+        let first = self.cluster_version == ClusterVersion::V1;
+        out.put_u8(if first { FIRST_FORM } else { FORM });
         self.write(&mut out);
+        if !first {
+            self.write_later(&mut out);
+        }
         out.freeze()
     }
 
-    /// Decodes all of `bytes`, of this version or an older one.
+    /// Decodes all of `bytes`, in this form or an older one.
     ///
     /// # Errors
     /// [`Corrupt`] when it is something else.
     pub fn decode(bytes: &[u8]) -> Result<Self, Corrupt> {
         let mut reader = Reader::borrowed("meta state", bytes);
-        let version = reader.u8()?;
-        if !(1..=VERSION).contains(&version) {
-            return Err(reader.corrupt("its version is unknown"));
+        let form = reader.u8()?;
+        if form > FORM {
+            let why =
+                "a later release wrote it; install the one that the cluster's other nodes run";
+            return Err(reader.corrupt(why));
         }
-        let state = Self::read(version, &mut reader)?;
+        if form < FIRST_FORM {
+            return Err(reader.corrupt("its form is unknown"));
+        }
+        let state = Self::read(form, &mut reader)?;
         reader.finish()?;
         Ok(state)
     }
 
+    /// But for what the first form has not.
     fn write(&self, out: &mut BytesMut) {
         let MetaState {
+            cluster_version,
             cluster_id,
             cluster_name,
             join_token,
@@ -56,12 +70,12 @@ impl MetaState {
             standings,
             drains,
             moves,
-            next_shard_id,
-            splits,
-            last_split_at,
-            next_merge_id,
-            merges,
-            recoveries,
+            next_shard_id: _,
+            splits: _,
+            last_split_at: _,
+            next_merge_id: _,
+            merges: _,
+            recoveries: _,
             events,
         } = self;
         put_text(out, cluster_id);
@@ -90,9 +104,29 @@ impl MetaState {
             running.write(out);
         }
         put_varint(out, events.len() as u64);
-        for event in events {
-            event.write(out);
+        let event = match *cluster_version {
+            ClusterVersion::V1 => Event::write_v1,
+            _ => Event::write,
+        };
+        for one in events {
+            event(one, out);
         }
+    }
+
+    /// What the first form has not.
+    fn write_later(&self, out: &mut BytesMut) {
+        let MetaState {
+            cluster_version,
+            policy,
+            next_shard_id,
+            splits,
+            last_split_at,
+            next_merge_id,
+            merges,
+            recoveries,
+            ..
+        } = self;
+        put_varint(out, u64::from(cluster_version.0));
         policy.write_later(out);
         put_varint(out, recoveries.len() as u64);
         for recovery in recoveries.values() {
@@ -111,12 +145,13 @@ impl MetaState {
         }
     }
 
-    fn read(version: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
-        let event = match version {
-            1 => Event::read_v1,
+    fn read(form: u8, reader: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        let event = match form {
+            FIRST_FORM => Event::read_v1,
             _ => Event::read,
         };
         let mut state = MetaState {
+            cluster_version: ClusterVersion::V1,
             cluster_id: reader.text()?,
             cluster_name: reader.text()?,
             join_token: JoinToken(reader.text()?),
@@ -148,14 +183,16 @@ impl MetaState {
             next_shard_id: ShardId(0),
             splits: BTreeMap::new(),
             last_split_at: TimestampMs(0),
-            next_merge_id: MergeId(1),
+            next_merge_id: MergeId(0),
             merges: BTreeMap::new(),
         };
-        if version == 1 {
+        if form == FIRST_FORM && state.exists() {
             let last = state.map.shards.iter().map(|shard| shard.shard_id.0).max();
             state.next_shard_id = ShardId(last.unwrap_or(0) + 1);
             state.policy.shards_min = (state.map.shards.len() as u32).max(1);
-        } else {
+            state.next_merge_id = MergeId(1);
+        } else if form != FIRST_FORM {
+            state.cluster_version = ClusterVersion(reader.varint32()?);
             state.policy.read_later(reader)?;
             let recoveries = read_list(reader, Recovery::read)?;
             let by_shard = recoveries.into_iter();
