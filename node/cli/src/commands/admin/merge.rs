@@ -61,9 +61,9 @@ pub async fn run(
     } else {
         output::line(&match ended {
             Ended::Merged => format!("shard {shard} has the slots of shard {gone} too"),
-            Ended::Cancelled => format!(
-                "the merge was given up, both shards are as before; `carillon admin events` and `moves` say why"
-            ),
+            Ended::Cancelled => "the merge was given up, both shards are as before; \
+                                 `carillon admin moves` and `events` say why"
+                .to_owned(),
             Ended::NotYet => format!(
                 "shard {shard} does not have shard {gone} yet; `carillon admin moves` says what is waited for"
             ),
