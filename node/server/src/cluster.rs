@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use bytes::BufMut;
 use carillon_core::ids::{NodeId, ShardId, Slot};
-use carillon_core::map::{Merge, MergeStep, MetaState, ShardMap};
+use carillon_core::map::{META_SHARD, MergeStep, MetaState, ShardMap};
+use carillon_core::merging::MergeId;
 use carillon_raft::Link;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -113,28 +114,13 @@ impl Cluster {
         }
     }
 
-    /// The shard has taken its neighbour over, if it is to.
-    pub fn merge_is_done(&self, shard: ShardId) {
+    /// The shard has taken its neighbour over, in this merge at last. Not known by its refusals:
+    /// those may be of before, and what goes there too early would wait for a further change.
+    pub fn merge_is_done(&self, shard: ShardId, last: MergeId) {
         let meta = self.meta();
-        if let Some(merge) = meta.merges.get(&shard) {
-            self.is_absorbed(merge);
-        }
-    }
-
-    /// The shard says that it has not what it was asked about: it was split, or its neighbour
-    /// has it.
-    pub fn slots_moved(&self, shard: ShardId) {
-        self.split_is_done(shard);
-        let meta = self.meta();
-        let mut merges = meta.merges.values();
-        if let Some(merge) = merges.find(|merge| merge.absorbed_shard_id == shard) {
-            self.is_absorbed(merge);
-        }
-    }
-
-    /// Before all replicas have kept what is frozen, nobody can have taken it over.
-    fn is_absorbed(&self, merge: &Merge) {
-        if merge.step == MergeStep::Absorbing
+        if let Some(merge) = meta.merges.get(&shard)
+            && merge.step == MergeStep::Absorbing
+            && merge.merge_id <= last
             && self.absorbed.lock().insert(merge.absorbed_shard_id)
         {
             self.reroute.notify_one();
@@ -191,6 +177,15 @@ impl Cluster {
             }
         }
         table.into()
+    }
+
+    /// Whether a neighbour has taken the shard over, for sure: what this node does not know of
+    /// yet is not gone. Whoever still asks for it has an older routing than there is.
+    pub fn is_gone(&self, shard: ShardId) -> bool {
+        let meta = self.meta();
+        let was_there = META_SHARD < shard && shard < meta.next_shard_id;
+        let is_there = meta.map.shard(shard).is_some() || meta.split_into(shard).is_some();
+        (was_there && !is_there) || self.absorbed.lock().contains(&shard)
     }
 
     /// Whether a shard has slots, by the routing; of all shards before there is one.

@@ -542,7 +542,7 @@ impl Router {
             }
         }
         if moved {
-            self.cluster.slots_moved(shard);
+            self.cluster.split_is_done(shard);
         }
         finish(completed);
     }

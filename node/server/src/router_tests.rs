@@ -229,6 +229,7 @@ impl Fixture {
         let after = split.new_shard(&whole).expect("two parts");
         meta.map.shards[0].slots.last = Slot(SLOTS / 2 - 1);
         meta.map.shards.push(after);
+        meta.next_shard_id = ShardId(new.0 + 1);
         self.router.cluster.set_meta(Arc::new(meta));
         assert_eq!(self.router.reroute(), [new]);
         new
@@ -460,7 +461,7 @@ async fn operations_go_where_their_slots_go() {
 #[tokio::test]
 async fn operations_go_to_the_neighbour_that_takes_their_shard_over() {
     const FAR: Slot = Slot(SLOTS - 1);
-    for is_told_by_the_shard in [true, false] {
+    for is_known_before_the_map in [true, false] {
         let mut fixture = Fixture::new();
         let later = Instant::now() + LATE;
         let gone = fixture.two_shards();
@@ -483,18 +484,25 @@ async fn operations_go_to_the_neighbour_that_takes_their_shard_over() {
 
         // A shard that is frozen may be thawed: what it says moves nothing yet.
         fixture.merge(gone, MergeStep::Freezing);
-        cluster.slots_moved(gone);
+        cluster.merge_is_done(SHARD, MergeId(1));
         assert!(fixture.router.reroute().is_empty(), "before it is done");
-        if is_told_by_the_shard {
-            fixture.merge(gone, MergeStep::Absorbing);
-            assert!(fixture.router.reroute().is_empty(), "before it is done");
-            fixture.settle(asked[1], Err(Undone::Moved));
+        fixture.merge(gone, MergeStep::Absorbing);
+        // Of an earlier merge.
+        cluster.merge_is_done(SHARD, MergeId(0));
+        fixture.settle(asked[1], Err(Undone::Moved));
+        assert!(fixture.router.reroute().is_empty(), "before it is done");
+        assert!(!cluster.is_gone(gone));
+        if is_known_before_the_map {
+            cluster.merge_is_done(SHARD, MergeId(1));
         } else {
             fixture.merged(gone);
         }
         assert_eq!(fixture.router.reroute(), [SHARD]);
+        assert!(cluster.is_gone(gone));
         fixture.merged(gone);
         assert!(fixture.router.reroute().is_empty(), "again");
+        // One that this node has yet to hear of is not gone.
+        assert!(cluster.is_gone(gone) && !cluster.is_gone(ShardId(gone.0 + 1)));
         fixture.submit_to(FAR, 5, later);
         // A batch of who does not know of it yet is to be made anew.
         let since = Arc::new(Outcomes::default());

@@ -45,10 +45,10 @@ impl Node {
                     kept.push((shard, LocalReplica { slots, ..*local }));
                     if let Some(replica) = self.cluster().replica(shard) {
                         replica.on_split();
+                        let merged = replica.merges().absorbed;
+                        self.cluster().merge_is_done(shard, merged);
                     }
-                    if slots.last > local.slots.last {
-                        self.cluster().merge_is_done(shard);
-                    } else {
+                    if slots.last < local.slots.last {
                         self.cluster().split_is_done(shard);
                     }
                 }

@@ -345,8 +345,7 @@ impl Peers {
                 };
                 replica.take(lead, &make(body), origin)
             }
-            // Its neighbour has taken it over, unless this node is behind.
-            None if !self.cluster.is_routed(frame.shard) => Err(Undone::Moved),
+            None if self.cluster.is_gone(frame.shard) => Err(Undone::Moved),
             None => Err(Undone::Retry(None)),
         };
         if let Err(undone) = taken {
