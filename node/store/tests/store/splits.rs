@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use carillon_core::ReadView;
 use carillon_core::ids::{ShardId, Slot};
 use carillon_core::merging::MergeMark;
-use carillon_store::StoreError;
+use carillon_store::{Store, StoreError, StoreOptions};
 
 use crate::states::{self, applied, assert_is, clock, commit, commit_split, contents, slots};
 use crate::states::{expected, key};
@@ -112,4 +112,47 @@ fn a_snapshot_from_after_a_split_takes_the_slots_away() {
         .unwrap();
     assert!(matches!(error, StoreError::SnapshotSlots { .. }), "{error}");
     assert_eq!(applied(&shard), 11);
+}
+
+/// While not all nodes of a cluster read them, records have no slots, but for those that cannot be
+/// without.
+#[test]
+fn records_have_slots_when_they_need_them_or_all_nodes_read_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let mut options = StoreOptions::new(dir.path());
+        options.keep_slots = false;
+        Store::open(&options).unwrap()
+    };
+    let with_slots = |store: &Store| -> Vec<ShardId> {
+        let found = store.shards().unwrap().into_keys();
+        found.collect()
+    };
+    const OTHER: ShardId = ShardId(4);
+    let (whole, others) = (slots(20, 27), slots(40, 47));
+    let store = open();
+    let mut shard = store.shard(OLD, whole).unwrap();
+    let mut other = store.shard(OTHER, others).unwrap();
+    commit(&mut shard, 1);
+    commit(&mut other, 1);
+    assert!(with_slots(&store).is_empty());
+    commit_split(&mut shard, 2, Slot(25), NEW);
+    // What follows has them too, here and after the next start.
+    commit(&mut shard, 3);
+    commit(&mut other, 2);
+    assert_eq!(with_slots(&store), [OLD, NEW]);
+    store.flush().unwrap();
+    drop((shard, other, store));
+
+    let store = open();
+    let mut shard = store.shard(OLD, whole).unwrap();
+    let mut other = store.shard(OTHER, others).unwrap();
+    assert_eq!(shard.slots(), slots(20, 24));
+    commit(&mut shard, 4);
+    commit(&mut other, 3);
+    assert_eq!(with_slots(&store), [OLD, NEW]);
+    store.keep_slots();
+    commit(&mut other, 4);
+    assert_eq!(with_slots(&store), [OLD, OTHER, NEW]);
+    assert_eq!(applied(&other), 4);
 }
