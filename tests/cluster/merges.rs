@@ -224,10 +224,9 @@ async fn a_node_that_was_away_gets_the_merged_shard() {
             cluster.spawn(away, &[(FAILPOINTS, points)])?;
             cluster.wait_ready(away, RESTART_LIMIT).await?;
             cluster.make_follower(away).await?;
-            let gone = cluster.merge(shard).await?;
+            // Given up when the machine is slow; only a merge for good makes the node die.
+            merge_in_the_end(cluster, shard).await?;
             cluster.wait_exit(away, MERGE_LIMIT).await?;
-            let ended = cluster.wait_merge(shard, gone, MERGE_LIMIT).await?;
-            ensure!(ended == MergeEnd::Merged, "it was given up");
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
                 .await?;
             let left = SHARDS as usize - 1;

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{
-    ClusterVersion, JoinToken, META_SHARD, MergeReason, MetaCommand, MetaRefusal, MetaReply,
-    MetaState, ShardDescriptor, SplitReason, Standing, upgrade_hindrances,
+    ClusterVersion, JoinToken, META_SHARD, MergeReason, MergeRefusal, MetaCommand, MetaRefusal,
+    MetaReply, MetaState, ShardDescriptor, SplitReason, Standing, upgrade_hindrances,
 };
 use carillon_proto::admin::admin_server::Admin;
 use carillon_proto::admin::replica_status::Role;
@@ -732,23 +732,24 @@ impl Admin for AdminService {
         request: Request<MergeShardsRequest>,
     ) -> Result<Response<MergeShardsResponse>, Status> {
         let by = Asker::of(request.metadata())?;
-        let shard_id = self
-            .descriptor(ShardId(request.into_inner().shard_id))?
-            .shard_id;
+        let shard_id = ShardId(request.into_inner().shard_id);
+        let shard_id = self.descriptor(shard_id)?.shard_id;
         let meta = self.node.cluster().meta();
-        let before = meta.map.right_of(shard_id).map(|shard| shard.shard_id);
+        let Some(right) = meta.map.right_of(shard_id) else {
+            let refusal = MergeRefusal::NoNeighbour { shard_id };
+            return Err(refused(&refusal.into()));
+        };
+        let absorbed_shard_id = right.shard_id;
         let command = MetaCommand::StartMerge {
             shard_id,
+            absorbed_shard_id,
             reason: MergeReason::Asked,
             epoch: None,
             at: crate::shard::now(),
         };
         self.meta_by(by, command).await?;
-        let meta = self.node.cluster().meta();
-        let running = meta.merges.get(&shard_id);
-        let absorbed = running.map(|merge| merge.absorbed_shard_id).or(before);
         Ok(Response::new(MergeShardsResponse {
-            absorbed_shard_id: absorbed.map_or(0, |shard| shard.0),
+            absorbed_shard_id: absorbed_shard_id.0,
         }))
     }
 

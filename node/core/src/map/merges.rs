@@ -104,6 +104,14 @@ pub enum MergeRefusal {
         /// The shard.
         shard_id: ShardId,
     },
+    /// Other slots are between those of the two.
+    #[error("the slots of shard {absorbed_shard_id} do not follow those of shard {shard_id}")]
+    NoNeighbours {
+        /// The shard that was to stay.
+        shard_id: ShardId,
+        /// The shard that was to go.
+        absorbed_shard_id: ShardId,
+    },
     /// Too many are being merged.
     #[error("{max} merges run; wait for one")]
     TooMany {
@@ -187,6 +195,7 @@ impl Merge {
 /// What [`MetaCommand::StartMerge`](super::MetaCommand::StartMerge) asks for.
 pub(super) struct Asked {
     pub(super) shard_id: ShardId,
+    pub(super) absorbed_shard_id: ShardId,
     pub(super) reason: MergeReason,
     pub(super) epoch: Option<Epoch>,
 }
@@ -196,8 +205,9 @@ pub(super) fn start(
     asked: &Asked,
     at: TimestampMs,
 ) -> Result<MetaReply, MetaRefusal> {
-    let shard_id = asked.shard_id;
+    let (shard_id, absorbed_shard_id) = (asked.shard_id, asked.absorbed_shard_id);
     if let Some(running) = state.merges.get(&shard_id)
+        && running.absorbed_shard_id == absorbed_shard_id
         && running.step != MergeStep::Thawing
     {
         return Ok(state.updated(false));
@@ -213,8 +223,18 @@ pub(super) fn start(
     if state.map.shard(shard_id).is_none() {
         return Err(MetaRefusal::UnknownShard { shard_id });
     }
+    if state.map.shard(absorbed_shard_id).is_none() && absorbed_shard_id < state.next_shard_id {
+        // Asked for again, when it was done.
+        return Ok(state.updated(false));
+    }
     let right = state.map.right_of(shard_id).map(|shard| shard.shard_id);
-    let absorbed_shard_id = right.ok_or(MergeRefusal::NoNeighbour { shard_id })?;
+    if right.ok_or(MergeRefusal::NoNeighbour { shard_id })? != absorbed_shard_id {
+        return Err(MergeRefusal::NoNeighbours {
+            shard_id,
+            absorbed_shard_id,
+        }
+        .into());
+    }
     for shard_id in [shard_id, absorbed_shard_id] {
         check_is_at_rest(state, shard_id)?;
     }

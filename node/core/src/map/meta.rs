@@ -250,6 +250,9 @@ pub enum MetaCommand {
     StartMerge {
         /// The shard that stays.
         shard_id: ShardId,
+        /// The neighbour that is meant: when it has been taken over already, nothing more is done,
+        /// and another one is not taken for it.
+        absorbed_shard_id: ShardId,
         /// Why.
         reason: MergeReason,
         /// Of the map that the decision was made on; refused when it is another by now. None of
@@ -471,12 +474,14 @@ fn apply(state: &mut MetaState, command: MetaCommand) -> Result<MetaReply, MetaR
         MetaCommand::FinishSplit { new_shard_id, at } => splits::finish(state, new_shard_id, at),
         MetaCommand::StartMerge {
             shard_id,
+            absorbed_shard_id,
             reason,
             epoch,
             at,
         } => {
             let asked = merges::Asked {
                 shard_id,
+                absorbed_shard_id,
                 reason,
                 epoch,
             };

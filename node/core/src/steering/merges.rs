@@ -258,15 +258,16 @@ impl Planner<'_> {
                 .iter()
                 .filter(|node| !goes.nodes().contains(node))
                 .count();
-            Some((apart, bytes, stays))
+            Some((apart, bytes, stays, goes))
         });
-        let Some((_, _, stays)) =
-            pairs.min_by_key(|(apart, bytes, stays)| (*apart, *bytes, stays.shard_id))
+        let Some((_, _, stays, goes)) =
+            pairs.min_by_key(|(apart, bytes, stays, _)| (*apart, *bytes, stays.shard_id))
         else {
             return;
         };
         self.propose_change(MetaCommand::StartMerge {
             shard_id: stays.shard_id,
+            absorbed_shard_id: goes.shard_id,
             reason: MergeReason::Small,
             epoch: Some(state.map.epoch),
             at: self.seen.now,

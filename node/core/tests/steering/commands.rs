@@ -89,9 +89,9 @@ fn any_command() -> impl Strategy<Value = MetaCommand> {
             MetaCommand::StartSplit { shard_id, slot, reason: SplitReason::Asked, epoch, at }
         }),
         2 => (4u32..9).prop_map(move |shard| MetaCommand::FinishSplit { new_shard_id: ShardId(shard), at }),
-        2 => (shard_id(), prop::bool::weighted(0.9)).prop_map(move |(shard_id, right)| {
+        3 => (shard_id(), shard_id(), prop::bool::weighted(0.9)).prop_map(move |(shard_id, absorbed_shard_id, right)| {
             let epoch = (!right).then_some(Epoch(0));
-            MetaCommand::StartMerge { shard_id, reason: MergeReason::Asked, epoch, at }
+            MetaCommand::StartMerge { shard_id, absorbed_shard_id, reason: MergeReason::Asked, epoch, at }
         }),
         6 => (1u64..4, 0u8..5).prop_map(move |(merge, which)| {
             let merge_id = MergeId(merge);

@@ -189,6 +189,10 @@ impl World {
             }
             15 | 16 => MetaCommand::StartMerge {
                 shard_id,
+                absorbed_shard_id: match self.state.map.right_of(shard_id) {
+                    Some(right) => right.shard_id,
+                    None => return,
+                },
                 reason: MergeReason::Asked,
                 epoch: None,
                 at,

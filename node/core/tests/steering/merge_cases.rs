@@ -15,8 +15,10 @@ const RIGHT: ShardId = ShardId(2);
 const MERGE: MergeId = MergeId(1);
 
 fn ask(state: &mut MetaState, shard_id: ShardId) -> MetaReply {
+    let right = state.map.right_of(shard_id).map(|shard| shard.shard_id);
     let command = MetaCommand::StartMerge {
         shard_id,
+        absorbed_shard_id: right.unwrap_or(shard_id),
         reason: MergeReason::Asked,
         epoch: None,
         at: AT,
@@ -112,6 +114,17 @@ fn a_merge_goes_from_step_to_step_and_never_ahead_of_what_was_done() {
     assert_eq!(merged.slots.last, shards[1].slots.last);
     // Somebody asked for it, so that many are enough.
     assert_eq!(state.policy.shards_min, 3);
+    // Asked for once more, it is done already; the next neighbour is another matter.
+    let again = MetaCommand::StartMerge {
+        shard_id: LEFT,
+        absorbed_shard_id: RIGHT,
+        reason: MergeReason::Asked,
+        epoch: None,
+        at: AT,
+    };
+    let reply = apply_meta(&mut state, again);
+    assert!(matches!(reply, MetaReply::Updated { changed: false, .. }));
+    assert!(state.merges.is_empty());
 }
 
 #[test]

@@ -169,6 +169,7 @@ fn of_version_2() -> Vec<MetaCommand> {
         },
         MetaCommand::StartMerge {
             shard_id,
+            absorbed_shard_id: ShardId(2),
             reason: MergeReason::Asked,
             epoch: None,
             at: AT,

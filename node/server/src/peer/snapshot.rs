@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::{Bytes, BytesMut};
@@ -103,6 +104,10 @@ pub(super) fn new_directory(parent: &Path, shard: ShardId) -> std::io::Result<Pa
     Ok(directory)
 }
 
+/// How long it takes until a snapshot that a node could not take may be sent again: what is wrong
+/// with it, a full disk for instance, takes longer to pass than to find out.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// Sends snapshots to other nodes.
 pub struct Sender {
     /// The cluster as this node knows it.
@@ -129,9 +134,13 @@ impl SnapshotSender for Sender {
         Box::pin(async move {
             let address =
                 address.ok_or_else(|| format!("node {} has no address", snapshot.to.node.0))?;
-            send(&sender, address, snapshot)
-                .await
-                .map_err(|error| format!("{error:#}"))
+            let (shard, to) = (snapshot.shard, snapshot.to.node);
+            let sent = send(&sender, address, snapshot).await;
+            if let Err(error) = &sent {
+                tracing::warn!(shard = shard.0, to = to.0, %error, "a snapshot was not installed");
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
+            sent.map_err(|error| format!("{error:#}"))
         })
     }
 }

@@ -193,12 +193,14 @@ impl MetaCommand {
             }
             MetaCommand::StartMerge {
                 shard_id,
+                absorbed_shard_id,
                 reason,
                 epoch,
                 at,
             } => {
                 out.put_u8(31);
                 put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(absorbed_shard_id.0));
                 out.put_u8(*reason as u8);
                 write_option(out, epoch.as_ref(), |epoch, out| put_varint(out, epoch.0));
                 put_signed(out, at.0);
@@ -331,6 +333,7 @@ impl MetaCommand {
             },
             31 => MetaCommand::StartMerge {
                 shard_id: ShardId(reader.varint32()?),
+                absorbed_shard_id: ShardId(reader.varint32()?),
                 reason: MergeReason::read(reader)?,
                 epoch: read_option(reader, |reader| reader.varint().map(Epoch))?,
                 at: TimestampMs(reader.signed()?),

@@ -69,6 +69,14 @@ impl MergeRefusal {
                 out.put_u8(2);
                 put_varint(out, u64::from(shard_id.0));
             }
+            MergeRefusal::NoNeighbours {
+                shard_id,
+                absorbed_shard_id,
+            } => {
+                out.put_u8(7);
+                put_varint(out, u64::from(shard_id.0));
+                put_varint(out, u64::from(absorbed_shard_id.0));
+            }
             MergeRefusal::TooMany { max } => {
                 out.put_u8(3);
                 put_varint(out, *max as u64);
@@ -110,6 +118,10 @@ impl MergeRefusal {
             6 => MergeRefusal::WrongStep {
                 merge_id: MergeId(reader.varint()?),
                 step: MergeStep::read(reader)?,
+            },
+            7 => MergeRefusal::NoNeighbours {
+                shard_id: ShardId(reader.varint32()?),
+                absorbed_shard_id: ShardId(reader.varint32()?),
             },
             _ => return Err(reader.corrupt("a refusal of a merge is unknown")),
         })
