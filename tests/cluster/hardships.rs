@@ -191,7 +191,7 @@ async fn a_disk_is_full_while_replicas_come() {
                 let mut nodes = cluster.node_ids().into_iter();
                 let says = |id| {
                     let log = cluster.node(id).log_text().to_lowercase();
-                    log.contains("no space left")
+                    log.contains("snapshot_disk_bytes_max") || log.contains("no space left")
                 };
                 if nodes.any(says) {
                     break;
