@@ -27,9 +27,10 @@ const FAILPOINTS: &str = "CARILLON_FAILPOINTS";
 
 /// The node whose disk is small.
 const SMALL: u64 = 4;
-const SMALL_BYTES: u64 = 256 << 20;
-/// What is left of it when replicas come: less than they bring.
-const LEFT_BYTES: u64 = 1 << 20;
+/// Room for its share, and for what a node leaves free of its disk.
+const SMALL_BYTES: u64 = 1 << 30;
+/// What is left of it when replicas come: the node takes none.
+const LEFT_BYTES: u64 = 32 << 20;
 
 fn scenario(name: &'static str) -> Scenario {
     let mut scenario = Scenario::new(name);
@@ -184,6 +185,8 @@ async fn a_disk_is_full_while_replicas_come() {
             let written = fill_disk(&ballast)?;
             let file = std::fs::File::options().write(true).open(&ballast)?;
             file.set_len(written.saturating_sub(LEFT_BYTES))?;
+            // An open file keeps its room.
+            drop(file);
             cluster.set_standing(SMALL, Standing::Active).await?;
             // Those that send it say why it does not get it, or it ends and says so itself.
             let deadline = Instant::now() + MOVES_LIMIT;

@@ -585,14 +585,14 @@ impl Cluster {
     /// are an error at once.
     pub async fn check_checksums(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
-        for shard in self
-            .shards()
-            .await?
-            .into_iter()
-            .filter(|shard| shard.shard_id != 0)
-        {
-            let shard_id = shard.shard_id;
+        let shards = self.shards().await?;
+        let ids = shards.iter().map(|shard| shard.shard_id);
+        for shard_id in ids.filter(|shard| *shard != 0) {
             loop {
+                // A replica may have moved since the last try.
+                let shards = self.shards().await?;
+                let shard = shards.iter().find(|shard| shard.shard_id == shard_id);
+                let Some(shard) = shard else { break };
                 let outcome = self.checksum_once(shard_id, shard.replicas.len()).await?;
                 let Err(reason) = outcome else { break };
                 if Instant::now() >= deadline {
