@@ -20,6 +20,7 @@
 
 mod drain;
 mod leaders;
+mod loads;
 mod members;
 mod merges;
 mod moves;
@@ -36,6 +37,7 @@ use std::collections::BTreeSet;
 
 pub use self::drain::{DrainDanger, DrainStatus, DrainStep, drain_danger, drain_status};
 pub use self::leaders::{LEADER_TRANSFERS_PER_NODE_MAX, PREFERRED_LEADERS_MAX};
+pub use self::loads::Loads;
 pub use self::merges::{FREEZE_MS_MAX, MERGE_PAUSE_MS, SMALL_PART};
 pub use self::problem::{LOAD_STEP_PER_SECOND, SIZE_STEP_BYTES};
 pub use self::seen::{FollowerSeen, LAG_ENTRIES_MAX, MetaSeen, NodeSeen, Seen, ShardSeen};

@@ -12,7 +12,7 @@ use carillon_core::map::{
 use carillon_core::merging::MergeId;
 use carillon_core::placement::Zone;
 use carillon_core::steering::{
-    FollowerSeen, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, plan,
+    FollowerSeen, Loads, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, plan,
 };
 use carillon_core::{NodeId, ReplicaId, SLOTS, ShardId, TimestampMs};
 
@@ -25,6 +25,10 @@ pub const DOWN_AFTER_TICKS: u64 = 5;
 pub const REPLACEMENT_AFTER_TICKS: u64 = 20;
 /// How late a step may be, in ticks.
 const DELAY_TICKS_MAX: u64 = 30;
+/// For how long a shard's load stays about the same, in ticks.
+const LOAD_CHANGE_TICKS: u64 = 2_000;
+/// The largest load of a shard, in commands per second.
+const LOAD_MAX: u64 = 8_000;
 /// How old an observation may be that somebody plans with, in ticks.
 const HISTORY_TICKS: usize = 12;
 pub const TOKEN: &str = "secret";
@@ -72,6 +76,9 @@ pub struct World {
     /// What was known, and what was seen after that; the newest first.
     history: VecDeque<(Rc<MetaState>, Rc<Seen>)>,
     leads_since: (Option<NodeId>, u64),
+    /// What loads count as, of the present leader.
+    loads: Loads,
+    counted_loads: BTreeMap<ShardId, u64>,
     pub last_plan: Plan,
     /// Learners that were added late, when their moves had been given up.
     pub late_learners: BTreeSet<ReplicaId>,
@@ -209,6 +216,8 @@ impl World {
             in_flight: Vec::new(),
             history: VecDeque::new(),
             leads_since: (None, 0),
+            loads: Loads::default(),
+            counted_loads: BTreeMap::new(),
             last_plan: Plan::default(),
             late_learners: BTreeSet::new(),
             taken_over: BTreeMap::new(),
@@ -369,6 +378,12 @@ impl World {
         let leader = self.meta.leader.map(|leader| leader.node_id);
         if self.leads_since.0 != leader {
             self.leads_since = (leader, self.now);
+            self.loads = Loads::default();
+        }
+        for shard_id in self.groups.keys() {
+            let load = self.load_per_second(*shard_id);
+            let counts = self.loads.counts_as(*shard_id, load);
+            self.counted_loads.insert(*shard_id, counts);
         }
         let seen = Rc::new(self.seen(leader));
         self.history.push_front((self.state.clone(), seen.clone()));
@@ -664,7 +679,7 @@ impl World {
                 .filter(|(id, _)| *id != leader.replica_id)
                 .collect(),
             size_bytes: self.size_bytes(shard_id) + self.now * 1_000,
-            load_per_second: 300 + self.now % 100,
+            load_per_second: self.counted_loads.get(&shard_id).copied().unwrap_or(0),
             mark: group.mark,
         }
     }
@@ -686,6 +701,15 @@ impl World {
         let below = |slot: u16| u64::from(slot) * u64::from(slot);
         let part = below(slots.last.0 + 1) - below(slots.first.0);
         part * ALL_BYTES / below(SLOTS)
+    }
+
+    /// Each shard has a load of its own, which changes for good now and then, and is seen with
+    /// noise of a fifth of it and more.
+    fn load_per_second(&self, shard_id: ShardId) -> u64 {
+        let mut of_shard = Rng::new(u64::from(shard_id.0) << 32 | self.now / LOAD_CHANGE_TICKS);
+        let load = of_shard.below(LOAD_MAX);
+        let mut noise = Rng::new(u64::from(shard_id.0) << 32 | self.now);
+        load - load / 10 + noise.below(load / 5 + 200)
     }
 
     /// What a node sees that is cut off: itself.

@@ -17,8 +17,8 @@ use carillon_core::map::{
 };
 use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::steering::{
-    FollowerSeen, LOAD_STEP_PER_SECOND, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step,
-    drain_danger, drain_status, plan,
+    FollowerSeen, Loads, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, drain_danger,
+    drain_status, plan,
 };
 use carillon_log::failpoint;
 use carillon_proto::admin::{GetDrainRequest, GetDrainResponse, Standing};
@@ -49,8 +49,6 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for a step of a merge: while a shard is frozen, nothing waits for a node that does
 /// not answer.
 const MERGE_STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// A load counts as changed when it changes by this part, and by a step.
-const LOAD_CHANGE_PART: u64 = 4;
 /// A follower that answered within this counts as answering.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -62,22 +60,10 @@ pub struct Sight {
     supported: HashMap<NodeId, Supported>,
     /// Since when all nodes support the version that the cluster goes to next.
     next_version: Option<(ClusterVersion, Instant)>,
-    /// As it was when it last changed by much.
-    loads: HashMap<ShardId, u64>,
+    loads: Loads,
 }
 
 impl Sight {
-    /// What a shard's load counts as: what it was, until it is another by much. Placement
-    /// follows loads, and must not follow their noise.
-    fn load(&mut self, shard: ShardId, now: u64) -> u64 {
-        let held = self.loads.entry(shard).or_insert(now);
-        let much = LOAD_STEP_PER_SECOND.max(*held / LOAD_CHANGE_PART);
-        if held.abs_diff(now) >= much {
-            *held = now;
-        }
-        *held
-    }
-
     /// A node that this leader has never heard is silent since it was first looked for.
     fn node(&mut self, node: NodeId, now: Instant, status: Option<&StatusResponse>) -> NodeSeen {
         let heard = self.heard.entry(node).or_insert(now);
@@ -262,7 +248,7 @@ impl Node {
             }
         }
         for (shard, (_, seen)) in &mut led {
-            seen.load_per_second = sight.load(*shard, seen.load_per_second);
+            seen.load_per_second = sight.loads.counts_as(*shard, seen.load_per_second);
         }
         drop(sight);
         let kept_frozen = statuses
@@ -578,24 +564,5 @@ fn meta_seen(me: NodeId, meta_group: &Replica) -> MetaSeen {
         learners: nodes(&status.learners),
         changing: status.changing,
         followers: followers.collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_load_counts_as_it_was_until_it_changes_by_much() {
-        let mut sight = Sight::default();
-        let shard = ShardId(1);
-        assert_eq!(sight.load(shard, 990), 990);
-        for noise in [1_010, 980, 1_900] {
-            assert_eq!(sight.load(shard, noise), 990);
-        }
-        assert_eq!(sight.load(shard, 20_000), 20_000);
-        assert_eq!(sight.load(shard, 15_001), 20_000);
-        assert_eq!(sight.load(shard, 15_000), 15_000);
-        assert_eq!(sight.load(shard, 0), 0);
     }
 }
