@@ -17,6 +17,7 @@ DEFAULTS = admin.Policy(
     shard_gib_max=32,
     shard_commands_per_s_max=50_000,
     shards_min=16,
+    finalize_upgrade_after_s=86_400,
 )
 
 
