@@ -706,9 +706,10 @@ impl World {
     /// Each shard has a load of its own, which changes for good now and then, and is seen with
     /// noise of a fifth of it and more.
     fn load_per_second(&self, shard_id: ShardId) -> u64 {
-        let mut of_shard = Rng::new(u64::from(shard_id.0) << 32 | self.now / LOAD_CHANGE_TICKS);
+        let seed = u64::from(shard_id.0) << 32;
+        let mut of_shard = Rng::new(seed | (self.now / LOAD_CHANGE_TICKS));
         let load = of_shard.below(LOAD_MAX);
-        let mut noise = Rng::new(u64::from(shard_id.0) << 32 | self.now);
+        let mut noise = Rng::new(seed | self.now);
         load - load / 10 + noise.below(load / 5 + 200)
     }
 
