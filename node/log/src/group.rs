@@ -341,6 +341,13 @@ impl<E: LogEntry> GroupLog<E> {
         (state.first < state.next()).then(|| state.next() - 1)
     }
 
+    /// The index of the first of the last entries that together have at most `bytes_max` bytes on
+    /// disk; behind the last one when not even that has so few. Entries that are not on disk yet
+    /// are not counted. Takes as long as there are such entries.
+    pub fn first_of_last(&self, bytes_max: u64) -> u64 {
+        self.group.state.lock().written.first_of_last(bytes_max)
+    }
+
     /// The last entry; `None` when the log is empty.
     ///
     /// # Errors

@@ -76,6 +76,16 @@ impl Written {
         self.locations.get(at).copied()
     }
 
+    /// The first of the last entries that together have at most so many bytes on disk.
+    pub(crate) fn first_of_last(&self, bytes_max: u64) -> u64 {
+        let mut bytes = 0;
+        let fit = self.locations.iter().rev().take_while(|location| {
+            bytes += location.record_bytes();
+            bytes <= bytes_max
+        });
+        self.next() - fit.count() as u64
+    }
+
     /// Appends entry `index`; false when it does not continue the log.
     pub(crate) fn append(&mut self, index: u64, location: Location, live: &mut LiveBytes) -> bool {
         if self.locations.is_empty() && index >= self.first {

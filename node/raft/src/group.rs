@@ -31,7 +31,7 @@ use tokio::task::AbortHandle;
 
 pub use control::{MemberChange, MembershipError, TransferError};
 pub use leadership::Leadership;
-pub use maintenance::{InstallError, MaintenanceError};
+pub use maintenance::{InstallError, MaintenanceError, Retention};
 pub use read::ReadRefused;
 pub use status::{FollowerStatus, GroupStatus, Role};
 
@@ -131,6 +131,7 @@ struct Inner {
     links: Arc<Links>,
     forced: Arc<ForcedElection>,
     progress: Progress,
+    log: GroupLog<LogRecord>,
     reads: Arc<read::Reads>,
     leadership: watch::Receiver<Leadership>,
     /// One flush at a time.
@@ -197,9 +198,15 @@ impl Group {
             snapshots,
             forced: Arc::clone(&forced),
         };
-        let raft = Raft::new(me.replica.0, config, network, ShardLog::new(log), machine)
-            .await
-            .map_err(|fatal| stopped(shard, &fatal))?;
+        let raft = Raft::new(
+            me.replica.0,
+            config,
+            network,
+            ShardLog::new(log.clone()),
+            machine,
+        )
+        .await
+        .map_err(|fatal| stopped(shard, &fatal))?;
         let (leadership, watching) = leadership::follow(me, &raft, progress.applied.subscribe());
         let reads = Arc::new(read::Reads::default());
         let reading = read::run(
@@ -217,6 +224,7 @@ impl Group {
             links,
             forced,
             progress,
+            log,
             reads,
             leadership,
             flushing: Mutex::new(()),

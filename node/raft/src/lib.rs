@@ -45,7 +45,8 @@ pub use frame::{
 };
 pub use group::{
     ENTRY_BYTES_MAX, FollowerStatus, Group, GroupError, GroupStatus, InstallError, Leadership,
-    MaintenanceError, MemberChange, MembershipError, Outcome, ReadRefused, Role, TransferError,
+    MaintenanceError, MemberChange, MembershipError, Outcome, ReadRefused, Retention, Role,
+    TransferError,
 };
 pub use link::{
     LINK_BUFFER_BYTES_DEFAULT, Link, LinkEpoch, LinkLost, LinkState, LinkStats, Links, OutStream,

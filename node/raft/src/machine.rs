@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_core::apply::Effects;
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, TryStreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::watch;
 
 use crate::applied::AppliedRecord;
@@ -65,6 +67,12 @@ pub trait Machine: Send + Sync + 'static {
     /// it, so that the machine sees its state right after it.
     fn ends_batch(&self, _payload: &Bytes) -> bool {
         false
+    }
+
+    /// What to wait for before the next call of [`Machine::apply`], when that would block because
+    /// the disk does not keep up. None: it takes a batch at once.
+    fn room(&self) -> Option<BoxFuture<'static, ()>> {
+        None
     }
 
     /// A job that makes the present state durable. It may run after later entries were applied,
@@ -128,6 +136,15 @@ pub(crate) struct StateMachine {
     progress: Progress,
 }
 
+/// Does what waits for the disk for long. Other tasks of the runtime go on meanwhile.
+fn may_block<T>(work: impl FnOnce() -> T) -> T {
+    let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 fn corrupt(error: CodecError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
@@ -166,10 +183,13 @@ impl StateMachine {
         }
     }
 
-    fn apply_batch(&mut self, batch: &mut Batch) -> io::Result<()> {
+    async fn apply_batch(&mut self, batch: &mut Batch) -> io::Result<()> {
         let Some(last) = batch.last else {
             return Ok(());
         };
+        if let Some(room) = self.machine.room() {
+            room.await;
+        }
         self.record.last = Some(last);
         if let Some(membership) = batch.membership.take() {
             self.record.membership = membership;
@@ -289,12 +309,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 .last()
                 .and_then(|entry| entry.payload.as_ref());
             if batch.is_full() || last.is_some_and(|payload| self.machine.ends_batch(payload)) {
-                self.apply_batch(&mut batch)?;
+                self.apply_batch(&mut batch).await?;
                 // However much there is to apply, heartbeats and votes have their turn.
                 tokio::task::yield_now().await;
             }
         }
-        self.apply_batch(&mut batch)
+        self.apply_batch(&mut batch).await
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Flusher> {
@@ -316,7 +336,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             ));
         };
         let record = AppliedRecord::of_meta(meta);
-        self.machine.install(record.encode(), content)?;
+        may_block(|| self.machine.install(record.encode(), content))?;
         self.progress.applied.send_replace(record.last);
         self.progress
             .flushed

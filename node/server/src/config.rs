@@ -245,9 +245,12 @@ pub struct LogConfig {
     /// Default: 5m.
     #[serde(with = "humantime_serde")]
     pub flush_after: Duration,
-    /// Entries of each shard that are kept behind what is flushed, so that a replica
-    /// that was away for a moment needs no snapshot. Default: 4096.
+    /// Entries of each shard that are kept at most behind what is flushed, so that a replica
+    /// that was away for a moment needs no snapshot. Default: 65536.
     pub entries_kept: u64,
+    /// And bytes of them at most, unless a quarter of the shard's state is more: to send the
+    /// state takes less than to apply so much again. Default: 16777216.
+    pub bytes_kept: u64,
 }
 
 impl LogConfig {
@@ -268,7 +271,8 @@ impl Default for LogConfig {
             memory_bytes_max: 256 << 20,
             flush_after_bytes: 128 << 20,
             flush_after: Duration::from_secs(300),
-            entries_kept: 4_096,
+            entries_kept: 65_536,
+            bytes_kept: 16 << 20,
         }
     }
 }
@@ -281,6 +285,9 @@ pub struct StoreConfig {
     pub memtable_bytes: usize,
     /// Bytes of the block cache. Default: 268435456.
     pub block_cache_bytes: usize,
+    /// Bytes per second that flushes and compactions write together at most; a twentieth of it
+    /// while little is to be written. Default: 320000000.
+    pub background_write_bytes_per_s: u64,
 }
 
 impl Default for StoreConfig {
@@ -288,6 +295,7 @@ impl Default for StoreConfig {
         Self {
             memtable_bytes: 32 << 20,
             block_cache_bytes: 256 << 20,
+            background_write_bytes_per_s: 320_000_000,
         }
     }
 }

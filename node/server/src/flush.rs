@@ -6,22 +6,33 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use carillon_core::ids::ShardId;
-use carillon_raft::FlushJob;
+use carillon_core::map::META_SHARD;
+use carillon_raft::{FlushJob, Retention};
 use carillon_store::Store;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::cluster::Cluster;
 use crate::config::LogConfig;
 use crate::node::NodeLog;
+use crate::shard::Replica;
 
 /// How often it is looked whether a flush is due.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A flush that is younger than this serves the other shards of the same round too.
 const ROUND: Duration = Duration::from_secs(2);
+
+/// A replica that has to catch up gets the log when it is at most this part of the state, else a
+/// snapshot: an entry that is applied again takes several times what its bytes in a file take.
+const LOG_PART_OF_STATE: u64 = 4;
+
+/// Between two looks at whether compactions, which tell nobody, have caught up.
+const COMPACTION_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 struct LastFlush {
     at: Instant,
@@ -32,6 +43,9 @@ struct LastFlush {
 pub struct Flusher {
     store: Store,
     last: Mutex<Option<LastFlush>>,
+    /// One makes room for all.
+    relieving: tokio::sync::Mutex<()>,
+    held_back: AtomicU64,
 }
 
 impl Flusher {
@@ -40,6 +54,8 @@ impl Flusher {
         Arc::new(Self {
             store,
             last: Mutex::new(None),
+            relieving: tokio::sync::Mutex::new(()),
+            held_back: AtomicU64::new(0),
         })
     }
 
@@ -52,6 +68,34 @@ impl Flusher {
     pub fn job(self: &Arc<Self>, shard: ShardId) -> FlushJob {
         let me = self.clone();
         Box::new(move || me.flush(shard))
+    }
+
+    /// What to wait for before more is committed; none when the store takes it at once.
+    pub fn room(self: &Arc<Self>) -> Option<BoxFuture<'static, ()>> {
+        if !self.store.is_crowded() {
+            return None;
+        }
+        self.held_back.fetch_add(1, Ordering::Relaxed);
+        Some(Box::pin(self.clone().relieve()))
+    }
+
+    /// How often a batch of entries waited for room before it was applied.
+    pub fn held_back(&self) -> u64 {
+        self.held_back.load(Ordering::Relaxed)
+    }
+
+    async fn relieve(self: Arc<Self>) {
+        let one = self.relieving.lock().await;
+        while self.store.is_crowded() {
+            let store = self.store.clone();
+            match tokio::task::spawn_blocking(move || store.relieve()).await {
+                Ok(Ok(true)) => tokio::time::sleep(COMPACTION_LOOK_INTERVAL).await,
+                Ok(Ok(false)) => {}
+                // The store is unusable, as the next commit finds out, or the node stops.
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        drop(one);
     }
 
     fn flush(&self, shard: ShardId) -> io::Result<Bytes> {
@@ -89,7 +133,7 @@ impl Flusher {
 }
 
 /// Flushes and purges when enough was written, until the node stops.
-pub async fn run(cluster: Arc<Cluster>, log: NodeLog, config: LogConfig) {
+pub async fn run(cluster: Arc<Cluster>, store: Store, log: NodeLog, config: LogConfig) {
     let mut check = tokio::time::interval(CHECK_INTERVAL);
     let (mut bytes_before, mut flushed_at) = (log.stats().bytes, Instant::now());
     loop {
@@ -103,7 +147,12 @@ pub async fn run(cluster: Arc<Cluster>, log: NodeLog, config: LogConfig) {
         }
         (bytes_before, flushed_at) = (bytes, Instant::now());
         for replica in cluster.replicas() {
-            match replica.group().flush_and_purge(config.entries_kept).await {
+            let state_bytes = state_bytes(&store, &replica);
+            let retention = Retention {
+                entries: config.entries_kept,
+                bytes: config.bytes_kept.max(state_bytes / LOG_PART_OF_STATE),
+            };
+            match replica.group().flush_and_purge(retention).await {
                 Ok(position) => tracing::debug!(
                     shard = replica.shard().0,
                     ?position,
@@ -114,5 +163,13 @@ pub async fn run(cluster: Arc<Cluster>, log: NodeLog, config: LogConfig) {
                 }
             }
         }
+    }
+}
+
+/// Bytes on disk of what a replica is of; none of the meta group's, which is small.
+pub fn state_bytes(store: &Store, replica: &Replica) -> u64 {
+    match replica.shard() {
+        META_SHARD => 0,
+        _ => store.approximate_bytes(replica.reader().slots()),
     }
 }

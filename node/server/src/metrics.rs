@@ -145,6 +145,8 @@ pub struct Observed {
     pub level0_files: u64,
     /// Bytes of state that compactions still have to rewrite, about.
     pub compaction_pending_bytes: u64,
+    /// Batches of entries that waited until the state could take them, since the start.
+    pub applies_held_back: u64,
     /// Bytes per second to which writes of state are slowed down; 0 when they are not.
     pub delayed_write_bytes_per_second: u64,
     /// 1 while writes of state wait for flushes or compactions.
@@ -162,7 +164,7 @@ pub struct MetricsPage {
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        let described: [(&str, &str, Option<Unit>, Read); 16] = [
+        let described: [(&str, &str, Option<Unit>, Read); 17] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {
                 o.leaders
@@ -232,6 +234,12 @@ impl MetricsPage {
                 "State that compactions still have to rewrite, about",
                 Some(Unit::Bytes),
                 |o| o.compaction_pending_bytes,
+            ),
+            (
+                "applies_held_back",
+                "Batches of entries that waited until the state could take them, since the start",
+                None,
+                |o| o.applies_held_back,
             ),
             (
                 "state_delayed_write_bytes_per_second",

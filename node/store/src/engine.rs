@@ -21,7 +21,7 @@ use rocksdb::{
 };
 
 use crate::error::StoreError;
-use crate::options::{Failpoint, FatalHook, StoreOptions};
+use crate::options::{CROWDED_LEVEL0_FILES, CROWDED_MEMTABLES, Failpoint, FatalHook, StoreOptions};
 use crate::snapshot::PinnedSnapshot;
 
 const META: &str = "meta";
@@ -33,10 +33,23 @@ thread_local! {
     static POINT_READ: ReadOptions = ReadOptions::default();
 }
 
+/// What there is too much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crowd {
+    /// Nothing.
+    None,
+    /// Memtables that wait for a flush.
+    Memtables,
+    /// Files in level 0 that wait for a compaction.
+    Files,
+}
+
 pub(crate) struct Engine {
     db: DB,
     path: PathBuf,
     poisoned: AtomicBool,
+    /// As of the last write.
+    crowded: AtomicBool,
     /// Applied records say which slots a shard has, which not all nodes may understand yet.
     pub(crate) keeps_slots: AtomicBool,
     failpoint: Failpoint,
@@ -59,6 +72,7 @@ impl Engine {
             db,
             path: options.path.clone(),
             poisoned: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             keeps_slots: AtomicBool::new(options.keep_slots),
             failpoint: options.failpoint,
             on_fatal: options.on_fatal.clone(),
@@ -150,7 +164,34 @@ impl Engine {
     ) -> Result<(), StoreError> {
         self.db
             .write_opt(batch, options)
-            .map_err(|error| self.poison("a write", error))
+            .map_err(|error| self.poison("a write", error))?;
+        self.look();
+        Ok(())
+    }
+
+    /// Soon writers have to wait until something is flushed or compacted.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether that is still so, and whether a flush changes it.
+    pub(crate) fn look(&self) -> Crowd {
+        let is_over = |name, max| match self.db.property_int_value(name) {
+            Ok(value) => value.is_some_and(|value| value >= max),
+            Err(error) => {
+                tracing::warn!(name, %error, "the engine does not report a property");
+                false
+            }
+        };
+        let crowd = if is_over("rocksdb.num-immutable-mem-table", CROWDED_MEMTABLES) {
+            Crowd::Memtables
+        } else if is_over("rocksdb.num-files-at-level0", CROWDED_LEVEL0_FILES) {
+            Crowd::Files
+        } else {
+            Crowd::None
+        };
+        self.crowded.store(crowd != Crowd::None, Ordering::Relaxed);
+        crowd
     }
 
     /// Makes all state written so far durable. Memtables become durable in the order in which

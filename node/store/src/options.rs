@@ -37,6 +37,11 @@ const BLOCK_BYTES: usize = 8 * 1024;
 const TABLE_BYTES: u64 = 64 * 1024 * 1024;
 /// Table files in level 0 that start a compaction, slow writers down, stop writers.
 const LEVEL0_FILES: (i32, i32, i32) = (8, 24, 40);
+/// So many memtables or files in level 0 before its writers would have to wait the store says so
+/// ([`crate::Store::is_crowded`]): what is written until everybody has heard of it still fits.
+const CROWDED_BEFORE: u64 = 4;
+pub(crate) const CROWDED_MEMTABLES: u64 = MEMTABLES_MAX as u64 - CROWDED_BEFORE;
+pub(crate) const CROWDED_LEVEL0_FILES: u64 = LEVEL0_FILES.2 as u64 - CROWDED_BEFORE;
 /// Bytes between two background syncs while a table file is written, so that its last sync
 /// does not hold the disk while the Raft log wants it.
 const BYTES_PER_SYNC: u64 = 1024 * 1024;
@@ -47,6 +52,7 @@ const ENGINE_LOG_BYTES_MAX: usize = 4 * 1024 * 1024;
 const META_LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Period over which the rate limit is spread. The rate is looked at every hundred of them: a
 /// twentieth of the limit while nothing waits for it, 5 % more each time while much does.
+/// Much shorter, and a busy processor makes it miss periods, which it takes for little to write.
 const RATE_LIMIT_REFILL_US: i64 = 10_000;
 /// One in this many rate-limited requests of low priority goes before one of high priority.
 const RATE_LIMIT_FAIRNESS: i32 = 10;
@@ -82,7 +88,7 @@ pub struct StoreOptions {
     /// Bytes per second that flushes and compactions may write together at most. While little
     /// is to be written they get a twentieth of it, while much is 5 % more each second: done
     /// at once, a compaction would take a processor from the messages for a second.
-    /// Default 128 MB/s.
+    /// Default 320 MB/s.
     pub background_write_bytes_per_second: u64,
     /// Records say from the start which slots their shards have; else only after
     /// [`crate::Store::keep_slots`]. Default: true.
@@ -104,7 +110,7 @@ impl StoreOptions {
             block_cache_bytes: 256 * 1024 * 1024,
             shard_cache_bytes: 16 * 1024 * 1024,
             held_bytes_max: 128 * 1024,
-            background_write_bytes_per_second: 128_000_000,
+            background_write_bytes_per_second: 320_000_000,
             keep_slots: true,
             failpoint: |_| {},
             on_fatal: Arc::new(|_| {}),

@@ -11,7 +11,7 @@ use carillon_core::merging::MergeMark;
 use parking_lot::Mutex;
 
 use crate::cache::RecordCache;
-use crate::engine::Engine;
+use crate::engine::{Crowd, Engine};
 use crate::error::StoreError;
 use crate::install;
 use crate::options::StoreOptions;
@@ -173,6 +173,26 @@ impl Store {
         self.engine.flush()?;
         self.engine.hit("store.after_flush");
         Ok(applied)
+    }
+
+    /// Soon a commit would wait in the engine until memtables are flushed or files compacted. It
+    /// holds a lock meanwhile for which the readers of its shard wait too: who commits looks
+    /// here before, and then lets [`Store::relieve`] make room.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.engine.is_crowded()
+    }
+
+    /// Flushes when too much waits for that. True when there is still too much: compactions have
+    /// to catch up, which go on by themselves. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`StoreError::Poisoned`]: the process must stop.
+    pub fn relieve(&self) -> Result<bool, StoreError> {
+        if self.engine.look() == Crowd::Memtables {
+            self.engine.flush()?;
+        }
+        Ok(self.engine.look() != Crowd::None)
     }
 
     /// The `applied` bytes of the latest commit of every shard that has one, open or not. Right

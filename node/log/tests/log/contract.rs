@@ -87,6 +87,28 @@ fn a_hole_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn the_last_entries_of_so_many_bytes_are_known_also_after_a_restart() {
+    let dir = scratch_dir();
+    let engine = open(small_options(dir.path()));
+    let log = engine.group(GroupId(1));
+    assert_eq!(log.first_of_last(u64::MAX), 0);
+    // Each has more bytes on disk than its data, and not twice as many.
+    let large = |index| TestEntry::new(index, 1, 1_000);
+    append(&log, (5..15).map(large).collect());
+    engine.shutdown().unwrap();
+    drop((engine, log));
+    let engine = open(small_options(dir.path()));
+    let log = engine.group(GroupId(1));
+    assert_eq!(log.first_of_last(u64::MAX), 5);
+    assert_eq!(log.first_of_last(2_500), 13);
+    assert_eq!(log.first_of_last(500), 15, "the last one alone is larger");
+    log.purge(13, Bytes::new()).unwrap();
+    append(&log, vec![large(15)]);
+    assert_eq!(log.first_of_last(u64::MAX), 14);
+    assert_eq!(log.first_of_last(1_500), 15);
+}
+
+#[test]
 fn limited_reads_stop_at_the_limit_but_are_never_empty() {
     let dir = scratch_dir();
     let options = LogOptions {

@@ -20,6 +20,27 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a flush may take to begin before it is asked for again.
 const TRIGGER_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// What of a log stays when it is purged: the last entries of its durable part, as many as both
+/// limits allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Entries at most.
+    pub entries: u64,
+    /// Bytes on disk at most.
+    pub bytes: u64,
+}
+
+impl Retention {
+    /// Nothing stays.
+    pub const NONE: Self = Self::entries(0);
+
+    /// So many entries, whatever their size.
+    pub const fn entries(entries: u64) -> Self {
+        let bytes = u64::MAX;
+        Self { entries, bytes }
+    }
+}
+
 /// Why a flush or purge was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum MaintenanceError {
@@ -57,8 +78,8 @@ pub enum InstallError {
 }
 
 impl Group {
-    /// Makes the machine's state durable and purges the log up to `keep_entries` entries before
-    /// the end of what is durable. Returns the position that is durable, or None before the first
+    /// Makes the machine's state durable and purges the log in front of it but for what `retention`
+    /// keeps. Returns the position that is durable, or None before the first
     /// entry. Concurrent calls run one after the other. A follower that still needs purged
     /// entries gets a snapshot.
     ///
@@ -66,7 +87,7 @@ impl Group {
     /// When the group stops or the flush takes too long.
     pub async fn flush_and_purge(
         &self,
-        keep_entries: u64,
+        retention: Retention,
     ) -> Result<Option<Position>, MaintenanceError> {
         let inner = &self.inner;
         let one_at_a_time = inner.flushing.lock().await;
@@ -86,7 +107,10 @@ impl Group {
             Ok(Err(_)) => return Err(self.gone("the group's core is gone").into()),
             Err(_) => return Err(MaintenanceError::Timeout { shard: inner.shard }),
         }
-        if let Some(upto) = last.index.checked_sub(keep_entries) {
+        let first_in_bytes = inner.log.first_of_last(retention.bytes);
+        let by_entries = last.index.checked_sub(retention.entries);
+        let by_bytes = first_in_bytes.checked_sub(1);
+        if let Some(upto) = by_entries.max(by_bytes.map(|upto| upto.min(last.index))) {
             inner
                 .raft
                 .trigger()

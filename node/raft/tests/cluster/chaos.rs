@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use carillon_raft::Outcome;
+use carillon_raft::{Outcome, Retention};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ async fn nothing_acknowledged_is_lost() {
                     let keep = choices.below(20);
                     cluster.nodes[place]
                         .group()
-                        .flush_and_purge(keep)
+                        .flush_and_purge(Retention::entries(keep))
                         .await
                         .ok();
                 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use carillon_core::ids::{NodeId, ReplicaId};
 use carillon_raft::{
     AppliedRecord, ENTRY_BYTES_MAX, Group, GroupError, Member, MemberChange, MembershipError,
-    Outcome, Position, ReadRefused, Role, TransferError,
+    Outcome, Position, ReadRefused, Retention, Role, TransferError,
 };
 use harness::{Cluster, PATIENCE, State, fast, propose, until};
 
@@ -166,7 +166,12 @@ async fn a_follower_behind_the_purged_log_gets_a_snapshot() {
         cluster.propose(payload(number)).await;
     }
     for node in cluster.nodes.iter().filter(|node| node.is_running()) {
-        let flushed = node.group().flush_and_purge(10).await.unwrap().unwrap();
+        let flushed = node
+            .group()
+            .flush_and_purge(Retention::entries(10))
+            .await
+            .unwrap()
+            .unwrap();
         let group = node.group().clone();
         until("the purge", || {
             group
@@ -202,7 +207,10 @@ async fn all_restart_after_purging() {
     }
     cluster.converged(150).await;
     for node in &cluster.nodes {
-        node.group().flush_and_purge(5).await.unwrap();
+        node.group()
+            .flush_and_purge(Retention::entries(5))
+            .await
+            .unwrap();
     }
     // Applied, but not flushed: to be applied again from the log.
     for number in 150..180 {
@@ -227,7 +235,7 @@ async fn all_restart_after_purging() {
     let before = cluster.nodes[leader].group().status().purged;
     cluster.nodes[leader]
         .group()
-        .flush_and_purge(1_000_000)
+        .flush_and_purge(Retention::entries(1_000_000))
         .await
         .unwrap();
     assert_eq!(cluster.nodes[leader].group().status().purged, before);
@@ -263,7 +271,7 @@ async fn a_group_begins_from_a_state_that_its_replicas_have() {
     for place in 0..2 {
         cluster.nodes[place]
             .group()
-            .flush_and_purge(0)
+            .flush_and_purge(Retention::NONE)
             .await
             .unwrap();
     }
@@ -291,7 +299,7 @@ async fn members_change_by_way_of_a_learner() {
     let leader = cluster.leader().await;
     cluster.nodes[leader]
         .group()
-        .flush_and_purge(0)
+        .flush_and_purge(Retention::NONE)
         .await
         .unwrap();
     let fourth = cluster.add_node().await;
@@ -596,7 +604,7 @@ async fn a_single_replica_leads_itself() {
     cluster.nodes[0].group().read_index().await.unwrap();
     let flushed = cluster.nodes[0]
         .group()
-        .flush_and_purge(0)
+        .flush_and_purge(Retention::NONE)
         .await
         .unwrap()
         .unwrap();
@@ -610,7 +618,7 @@ async fn a_single_replica_leads_itself() {
     assert_eq!(cluster.converged(11).await, payloads(0..11));
     // With its state lost, what was purged is missing: it must not go on.
     let group = cluster.nodes[0].group().clone();
-    let flushed = group.flush_and_purge(0).await.unwrap();
+    let flushed = group.flush_and_purge(Retention::NONE).await.unwrap();
     until("the purge", || group.status().purged == flushed).await;
     cluster.stop(0).await;
     let kept = std::mem::take(&mut *cluster.nodes[0].disk.durable.lock());

@@ -10,6 +10,8 @@ use super::{Config, ConfigError};
 
 /// Less would be flushed all the time.
 const MEMTABLE_BYTES_MIN: u64 = 512 << 10;
+/// A disk for which this is much keeps up with no cluster.
+const BACKGROUND_WRITE_BYTES_PER_S_MIN: u64 = 8_000_000;
 /// Of less, every larger message would be a Resync.
 const SESSION_QUEUE_BYTES_MIN: u64 = 64 << 10;
 /// Streams cannot be asked for a sign of life more often, nor calls answered sooner.
@@ -130,6 +132,11 @@ impl Config {
                 "store.memtable_bytes",
                 self.store.memtable_bytes as u64,
                 MEMTABLE_BYTES_MIN,
+            ),
+            (
+                "store.background_write_bytes_per_s",
+                self.store.background_write_bytes_per_s,
+                BACKGROUND_WRITE_BYTES_PER_S_MIN,
             ),
             (
                 "clients.session_queue_bytes_max",

@@ -10,6 +10,7 @@ use carillon_core::ids::ShardId;
 use carillon_core::map::Merge;
 use carillon_core::merging::MergeId;
 use carillon_log::failpoint;
+use carillon_raft::Retention;
 
 use super::Node;
 use super::local::Presence;
@@ -57,7 +58,7 @@ impl Node {
         let applied = left.group().status().applied;
         let kept = applied.map_or(0, |applied| applied.index);
         self.flusher.expire();
-        match left.group().flush_and_purge(kept).await {
+        match left.group().flush_and_purge(Retention::entries(kept)).await {
             Ok(_) => Ok(()),
             Err(error) => {
                 tracing::warn!(shard = left.shard().0, %error, "flush and purge failed");

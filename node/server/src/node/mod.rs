@@ -26,7 +26,9 @@ use anyhow::Context as _;
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
 use carillon_core::steering::Wait;
 use carillon_log::{GroupId, LogEngine};
-use carillon_raft::{Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogEnd, LogRecord};
+use carillon_raft::{
+    Group, GroupRegistry, LINK_BUFFER_BYTES_DEFAULT, Links, LogEnd, LogRecord, Retention,
+};
 use carillon_store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -283,7 +285,7 @@ impl Node {
     /// Flushes the state of the node and purges one shard's log up to it.
     pub async fn flush_and_purge(&self, replica: &Replica) -> anyhow::Result<u64> {
         self.flusher.expire();
-        let position = replica.group().flush_and_purge(0).await?;
+        let position = replica.group().flush_and_purge(Retention::NONE).await?;
         Ok(position.map_or(0, |position| position.index))
     }
 
@@ -294,6 +296,7 @@ impl Node {
         tokio::spawn(self.services.gateway.clone().run());
         tokio::spawn(flush::run(
             self.cluster().clone(),
+            self.store.clone(),
             self.log.clone(),
             self.config.log.clone(),
         ));
@@ -308,6 +311,7 @@ fn open_store(config: &Config) -> anyhow::Result<Store> {
     let mut options = StoreOptions::new(data.join("state"));
     options.memtable_bytes = config.store.memtable_bytes;
     options.block_cache_bytes = config.store.block_cache_bytes;
+    options.background_write_bytes_per_second = config.store.background_write_bytes_per_s;
     // Until the meta group's state says that all nodes read them.
     options.keep_slots = false;
     options.failpoint = carillon_log::failpoint::hit;

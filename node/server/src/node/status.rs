@@ -17,6 +17,7 @@ use carillon_raft::{Member, Role};
 
 use super::{Node, RETRY_INTERVAL};
 use crate::files::Disk;
+use crate::flush;
 use crate::metrics::Observed;
 use crate::peer::group::{config_to_proto, member_to_proto};
 use crate::peer::snapshot::merges_to_proto;
@@ -139,6 +140,7 @@ impl Node {
             memtable_bytes: store.memtable_bytes,
             level0_files: store.level0_files,
             compaction_pending_bytes: store.pending_compaction_bytes,
+            applies_held_back: self.flusher.held_back(),
             delayed_write_bytes_per_second: store.delayed_write_bytes_per_second,
             writes_stopped: u64::from(store.write_stopped),
         };
@@ -231,10 +233,7 @@ impl Node {
                 flushed_index: index(status.flushed),
                 purged_index: index(status.purged),
                 commands_per_s: replica.load_per_second(),
-                state_bytes: match replica.shard() {
-                    META_SHARD => 0,
-                    _ => self.store.approximate_bytes(replica.reader().slots()),
-                },
+                state_bytes: flush::state_bytes(&self.store, replica),
             }),
         }
     }

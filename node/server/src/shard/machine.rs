@@ -17,6 +17,7 @@ use carillon_core::records::{MessageRecord, ShardClock};
 use carillon_log::failpoint;
 use carillon_raft::{AppliedRecord, CommittedEntry, FlushJob, Machine, Member, SnapshotContent};
 use carillon_store::{Absorbed, ShardStore, SplitOff};
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -227,6 +228,10 @@ impl Machine for ShardMachine {
         // A checksum is of the state right after its entry, the same on every replica; a split
         // and a merge are kept in one write with it.
         carillon_core::command::is_standing_alone(payload)
+    }
+
+    fn room(&self) -> Option<BoxFuture<'static, ()>> {
+        self.flusher.room()
     }
 
     fn flush(&self) -> FlushJob {

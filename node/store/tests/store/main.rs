@@ -1,6 +1,7 @@
 //! Tests of the store as its users see it.
 
 mod crash;
+mod crowded;
 mod memory_model;
 mod merges;
 mod reads;
