@@ -4,10 +4,10 @@
 //! well, if that is still here as the merge has frozen it.
 //!
 //! The files are first verified and moved into a staging directory, together with two that are
-//! made here: a range tombstone over all slots of the shard, and the new applied record. One
-//! ingestion then takes in, in this order, tombstone, state, applied record: the tombstone hides
-//! everything older, the files behind it win over it, and one edit of the engine's manifest
-//! makes all of it the state, or none. So a crash leaves the shard as it was or as it will be,
+//! made here: a range tombstone over all slots of the shard, unless it has nothing yet, and the new
+//! applied record. One ingestion then takes in, in this order, tombstone, state, applied record:
+//! the tombstone hides everything older, the files behind it win over it, and one edit of the
+//! engine's manifest makes all of it the state, or none. So a crash leaves the shard as it was or as it will be,
 //! and concurrent readers never see it in between.
 //!
 //! The staging directory is the marker of an install under way. Found at open, it is removed:
@@ -79,7 +79,12 @@ impl ShardStore {
         let staging = Staging::create(engine, shared.id)?;
         engine.hit(point::MARKER);
 
-        let mut staged = vec![self.stage_tombstone(&staging, right.map(|(_, slots)| slots))?];
+        let right_slots = right.map(|(_, slots)| slots);
+        let mut staged = Vec::new();
+        let is_new = self.has_nothing(right_slots)?;
+        if !is_new {
+            staged.push(self.stage_tombstone(&staging, right_slots)?);
+        }
         engine.hit(point::CLEARED);
         for (index, file) in files.iter().enumerate() {
             let path = staging.dir.join(format!("{index:06}.sst"));
@@ -92,9 +97,11 @@ impl ShardStore {
         let right = right.map(|(id, _)| id);
         staged.push(self.stage_record(&staging, &record, right)?);
 
-        // The ingestion holds all writers back while it flushes what overlaps: with this flush
-        // before it, that is little.
-        engine.flush()?;
+        if !is_new {
+            // The ingestion holds all writers back while it flushes what overlaps: with this flush
+            // before it, that is little.
+            engine.flush()?;
+        }
         self.ingest(staged, right)?;
         shared.set_slots(slots);
         shared.lock().forget();
@@ -170,15 +177,33 @@ impl ShardStore {
         Ok(())
     }
 
+    /// All slots that it had: what a split has taken from it meanwhile is nobody's here.
+    fn slots_had(&self, right: Option<SlotRange>) -> SlotRange {
+        let had = self.shared.slots();
+        right.and_then(|right| had.joined(right)).unwrap_or(had)
+    }
+
+    /// Nothing of the shard is in the engine, as of a replica that is being made. What comes
+    /// overlaps with nothing then, so that the engine keeps it where it need not be compacted.
+    fn has_nothing(&self, right: Option<SlotRange>) -> Result<bool, StoreError> {
+        if self.record.is_some() || right.is_some() {
+            return Ok(false);
+        }
+        let (engine, slots) = (&self.shared.engine, self.slots_had(None));
+        let mut keys = engine.iterate(&slots.key_start(), &slots.key_end(), None, false);
+        keys.seek_to_first();
+        let status = keys.status();
+        status.map_err(|error| engine.poison("a look for what a shard has", error))?;
+        Ok(keys.item().is_none())
+    }
+
     fn stage_tombstone(
         &self,
         staging: &Staging,
         right: Option<SlotRange>,
     ) -> Result<PathBuf, StoreError> {
         staging.table("clear.sst", |writer| {
-            // All slots that it had: what a split has taken from it meanwhile is nobody's here.
-            let had = self.shared.slots();
-            let slots = right.and_then(|right| had.joined(right)).unwrap_or(had);
+            let slots = self.slots_had(right);
             writer.delete_range(slots.key_start(), slots.key_end())
         })
     }

@@ -39,6 +39,16 @@ fn source(dir: &Path, n: u64) -> (Store, ShardStore) {
     (store, shard)
 }
 
+fn install(
+    shard: &mut ShardStore,
+    sent: &[SnapshotFile],
+    n: u64,
+    snapshot: &ShardSnapshot,
+) -> Result<Option<ShardId>, StoreError> {
+    let (clock, slots, merges) = (snapshot.clock(), snapshot.slots(), snapshot.merges());
+    shard.install(sent, &n.to_be_bytes(), clock, slots, merges)
+}
+
 #[test]
 fn a_snapshot_does_not_change() {
     let dir = tempfile::tempdir().unwrap();
@@ -61,6 +71,27 @@ fn a_snapshot_does_not_change() {
     let key = expected(SHARD, range(), 40).into_keys().next().unwrap();
     assert!(snapshot.reader().get(&key).is_some());
     assert_is(&mut shard, 80, "the shard itself");
+}
+
+/// A node that gets hundreds of replicas would otherwise be busy for long with compacting what is
+/// sorted already.
+#[test]
+fn what_a_new_replica_gets_needs_no_compaction() {
+    let from = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let (_from_store, from_shard) = source(from.path(), 150);
+    let snapshot = from_shard.snapshot().unwrap();
+    let sent = files(&snapshot, &from.path().join("files"));
+    assert!(sent.len() > 2, "{}", sent.len());
+    let store = states::open(to.path());
+    let mut other = store.shard(ShardId(6), slots(24, 27)).unwrap();
+    commit(&mut other, 1);
+    let before = store.stats().level0_files;
+    let mut shard = store.shard(SHARD, range()).unwrap();
+    install(&mut shard, &sent, 150, &snapshot).unwrap();
+    assert!(store.stats().level0_files <= before + 1, "only its record");
+    assert_is(&mut shard, 150, "the new replica");
+    assert_is(&mut other, 1, "the other shard");
 }
 
 #[test]
@@ -96,22 +127,17 @@ fn installing_replaces_the_slots_and_nothing_else() {
         let old = contents(&shard.reader(), range());
         let held = shard.snapshot().unwrap();
 
-        let applied = source_n.to_be_bytes();
-        shard
-            .install(
-                &sent,
-                &applied,
-                snapshot.clock(),
-                snapshot.slots(),
-                snapshot.merges(),
-            )
-            .unwrap();
+        install(&mut shard, &sent, source_n, &snapshot).unwrap();
         let check = |shard: &mut ShardStore, what: &str| {
             if source_n > 0 {
                 assert_is(shard, source_n, what);
             } else {
                 assert_eq!(contents(&shard.reader(), range()), states::State::new());
-                assert_eq!(shard.applied().unwrap()[..], applied, "{what}");
+                assert_eq!(
+                    shard.applied().unwrap()[..],
+                    source_n.to_be_bytes(),
+                    "{what}"
+                );
             }
             assert_eq!(
                 shard.snapshot().unwrap().checksum().unwrap(),
@@ -159,15 +185,7 @@ fn installing_twice_and_clearing() {
         }
         let snapshot = origin.snapshot().unwrap();
         let sent = files(&snapshot, &from.path().join("files"));
-        shard
-            .install(
-                &sent,
-                &upto.to_be_bytes(),
-                snapshot.clock(),
-                snapshot.slots(),
-                snapshot.merges(),
-            )
-            .unwrap();
+        install(&mut shard, &sent, upto, &snapshot).unwrap();
         assert_is(&mut shard, upto, "installed");
         commit(&mut shard, upto + 1);
         assert_is(&mut shard, upto + 1, "and one more");
@@ -216,15 +234,7 @@ fn readers_see_an_install_at_once() {
         })
     };
     let sent = files(&snapshot, &from.path().join("files"));
-    shard
-        .install(
-            &sent,
-            &120_u64.to_be_bytes(),
-            snapshot.clock(),
-            snapshot.slots(),
-            snapshot.merges(),
-        )
-        .unwrap();
+    install(&mut shard, &sent, 120, &snapshot).unwrap();
     installed.store(true, Ordering::Release);
     reader.join().unwrap();
 }
@@ -264,15 +274,7 @@ fn a_damaged_file_changes_nothing() {
     for (index, (what, damage)) in damages.into_iter().enumerate() {
         let mut sent = files(&snapshot, &from.path().join(format!("files-{index}")));
         damage(&mut sent);
-        let error = shard
-            .install(
-                &sent,
-                &100_u64.to_be_bytes(),
-                snapshot.clock(),
-                snapshot.slots(),
-                snapshot.merges(),
-            )
-            .expect_err(what);
+        let error = install(&mut shard, &sent, 100, &snapshot).expect_err(what);
         assert!(
             matches!(
                 error,
