@@ -42,6 +42,9 @@ use crate::shard::Replica;
 
 /// How often it is looked; a change of the meta group's state is looked at once.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// The same while replicas move, which go on when a group has done something that changes
+/// nothing in the meta group's state.
+const LOOK_INTERVAL_MOVING: Duration = Duration::from_millis(200);
 /// How long the confirmation may take that this node leads the meta group.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one step may take; what it began goes on, and is seen the next time.
@@ -110,20 +113,20 @@ impl Sight {
 impl Node {
     /// Steers the cluster whenever this node leads the meta group, until it stops.
     pub(super) async fn steer(self: Arc<Self>) {
-        let mut looks = tokio::time::interval(LOOK_INTERVAL);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look_at = tokio::time::Instant::now();
         let mut changes = self.cluster().watch_meta();
         // Clients wait while a merge runs: what was done for it is looked at at once.
         let mut hurries = false;
         loop {
             tokio::select! {
                 () = std::future::ready(()), if hurries => {}
-                _ = looks.tick() => {}
+                () = tokio::time::sleep_until(look_at) => {}
                 changed = changes.changed() => if changed.is_err() { return },
             }
             if self.stopping.load(Ordering::Acquire) {
                 return;
             }
+            look_at = tokio::time::Instant::now() + LOOK_INTERVAL;
             let Some(meta_group) = self.leads_meta().await else {
                 hurries = false;
                 *self.sight.lock().await = Sight::default();
@@ -140,6 +143,9 @@ impl Node {
             *self.silent.lock() = silent.map(|(id, node)| (*id, node.silent_ms)).collect();
             let Plan { steps, waits } = plan(&meta, &seen);
             *self.waits.lock() = waits;
+            if !meta.moves.is_empty() {
+                look_at = tokio::time::Instant::now() + LOOK_INTERVAL_MOVING;
+            }
             for step in steps {
                 let what = format!("{step:?}");
                 let (before, after) = points(&step);
