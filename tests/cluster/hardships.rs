@@ -1,6 +1,7 @@
 //! Replicas move, and what should not happen does: a node is paused, zones are lost, a disk is
 //! full. Nothing acknowledged is lost, and no replica too few is ever there.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -44,6 +45,15 @@ fn scenario(name: &'static str) -> Scenario {
         ..ClusterOptions::default()
     };
     scenario
+}
+
+/// Fills the rest of a disk, and leaves so much.
+fn fill_but_for(ballast: &Path, left_bytes: u64) -> anyhow::Result<()> {
+    let written = fill_disk(ballast)?;
+    // A file that is open keeps its room: it is closed here.
+    let file = std::fs::File::options().write(true).open(ballast)?;
+    file.set_len(written.saturating_sub(left_bytes))?;
+    Ok(())
 }
 
 /// A node that is being removed is paused for a minute in the middle of it. Its removal goes on
@@ -153,7 +163,8 @@ async fn who_sends_a_snapshot_of_a_move_dies() {
         .await;
 }
 
-/// The disk of a node is full while replicas come to it: what comes waits, no shard has fewer
+/// No replica is sent to a disk that has no room. The disk of a node becomes full while replicas
+/// come to it: what comes waits, no shard has fewer
 /// replicas for it, and nobody notices. With space again it gets its share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_is_full_while_replicas_come() {
@@ -182,13 +193,25 @@ async fn a_disk_is_full_while_replicas_come() {
                 .await?;
             cluster.wait_placed(SMALL, 0..=0, MOVES_LIMIT).await?;
             let ballast = cluster.node(SMALL).data_dir().join("ballast");
-            let written = fill_disk(&ballast)?;
-            let file = std::fs::File::options().write(true).open(&ballast)?;
-            file.set_len(written.saturating_sub(LEFT_BYTES))?;
-            // An open file keeps its room.
-            drop(file);
+            fill_but_for(&ballast, LEFT_BYTES)?;
             cluster.set_standing(SMALL, Standing::Active).await?;
-            // Those that send it say why it does not get it, or it ends and says so itself.
+            load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+                .await?;
+            cluster.wait_placed(SMALL, 0..=0, MOVES_LIMIT).await?;
+            // It has room, and loses it while something comes.
+            std::fs::remove_file(&ballast)?;
+            loop {
+                cluster.wait_move_to(SMALL, MOVES_LIMIT).await?;
+                cluster.freeze(SMALL)?;
+                if !cluster.no_moves().await? {
+                    break;
+                }
+                cluster.thaw(SMALL)?;
+            }
+            fill_but_for(&ballast, LEFT_BYTES)?;
+            cluster.thaw(SMALL)?;
+            // Those that send it say why it does not get it, or it ends and says so itself; what is
+            // small may still come, and nothing is begun after that.
             let deadline = Instant::now() + MOVES_LIMIT;
             loop {
                 let mut nodes = cluster.node_ids().into_iter();
@@ -196,12 +219,12 @@ async fn a_disk_is_full_while_replicas_come() {
                     let log = cluster.node(id).log_text().to_lowercase();
                     log.contains("snapshot_disk_bytes_max") || log.contains("no space left")
                 };
-                if nodes.any(says) {
+                if nodes.any(says) || cluster.no_moves().await? {
                     break;
                 }
                 ensure!(
                     Instant::now() < deadline,
-                    "nobody says that the disk is full"
+                    "nobody says that the disk is full, and something is on its way"
                 );
                 load.wait_acknowledged(SOME_MESSAGES / 4, PROGRESS_LIMIT)
                     .await?;

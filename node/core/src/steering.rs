@@ -11,7 +11,7 @@
 //!
 //! The order of a plan: `versions` (the cluster's next one), `members` (the meta group's own), `standings` (who is given up or
 //! back), `recoveries` (shards that lost their majority), `moves` (those that run), `splits`,
-//! `merges`, `leaders`, `starts` (new moves). `problem` asks the placement solver, once for each plan;
+//! `merges`, `leaders`, `starts` (new moves, where there is `room`). `problem` asks the placement solver, once for each plan;
 //! `drain` tells operators how far a drain is and what it would break.
 //!
 //! Invariants: a plan has at most one change of members for each group; starts at most as
@@ -26,6 +26,7 @@ mod merges;
 mod moves;
 mod problem;
 mod recoveries;
+mod room;
 mod seen;
 mod splits;
 mod standings;
@@ -40,6 +41,7 @@ pub use self::leaders::{LEADER_TRANSFERS_PER_NODE_MAX, PREFERRED_LEADERS_MAX};
 pub use self::loads::Loads;
 pub use self::merges::{FREEZE_MS_MAX, MERGE_PAUSE_MS, SMALL_PART};
 pub use self::problem::{LOAD_STEP_PER_SECOND, SIZE_STEP_BYTES};
+pub use self::room::DISK_RESERVE_BYTES;
 pub use self::seen::{FollowerSeen, LAG_ENTRIES_MAX, MetaSeen, NodeSeen, Seen, ShardSeen};
 pub use self::splits::SPLIT_PAUSE_MS;
 pub use self::step::{Plan, Step, Wait};

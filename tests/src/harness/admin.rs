@@ -369,6 +369,24 @@ impl Cluster {
         Ok(moves.await?.into_inner().moves.is_empty())
     }
 
+    /// Waits until a replica is on its way to a node.
+    pub async fn wait_move_to(&self, node_id: u64, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut admin = self.admin()?;
+            let moves = admin.list_moves(rpc::within(ListMovesRequest {}, QUESTION_LIMIT));
+            let moves = moves.await?.into_inner().moves;
+            if moves.iter().any(|running| running.to_node == node_id) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "nothing moves to node {node_id} within {limit:?}"
+            );
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// Waits until no replica is on its way.
     pub async fn wait_no_moves(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;

@@ -9,6 +9,7 @@
 //! map only when the group that takes over has done it; by itself two shards are merged only
 //! when nothing is wrong, and not before what was seen of loads is of after the last time.
 
+use super::starts::Starts;
 use super::{Planner, Step};
 use crate::ids::NodeId;
 use crate::map::{
@@ -96,11 +97,10 @@ impl Planner<'_> {
             self.cancel_merge(merge, &format!("node {to} takes no replicas"));
             return;
         }
-        if let Some(to) = to
-            && !self.has_room(to, shard_id, &super::starts::Starts::default())
-        {
+        let no_room = to.and_then(|to| self.no_room(to, shard_id, &Starts::default()));
+        if let Some(why) = no_room {
             let text = format!(
-                "shard {} is to take over shard {shard_id}: node {to} has no room for it; cancel the merge or make room",
+                "shard {} is to take over shard {shard_id}: {why}; or cancel the merge",
                 merge.shard_id
             );
             self.wait_for_shard(shard_id, text);

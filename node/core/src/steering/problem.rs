@@ -123,7 +123,7 @@ impl Planner<'_> {
         let nodes = state.map.nodes.iter().filter(counts).map(|node| Node {
             node_id: node.node_id,
             zone: node.zone.clone(),
-            capacity_bytes: node.capacity_bytes,
+            capacity_bytes: self.capacity_bytes(node),
             weight: node.weight,
             state: self.node_state(node.node_id, standing(node)),
         });
@@ -188,7 +188,7 @@ impl Planner<'_> {
             Standing::Active => {
                 let known = self.seen.nodes.get(&node);
                 let takes_more = known.is_some_and(|node| !node.is_stopping);
-                if takes_more && !self.is_down(node) {
+                if takes_more && !self.is_down(node) && !self.disk_is_full(node) {
                     NodeState::Active
                 } else {
                     NodeState::Cordoned

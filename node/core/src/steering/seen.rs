@@ -35,6 +35,8 @@ pub struct NodeSeen {
     pub silent_ms: u64,
     /// It said that it is about to stop.
     pub is_stopping: bool,
+    /// What its disk has free; none when it does not say, or does not answer.
+    pub disk_free_bytes: Option<u64>,
     /// Streams of clients on it; 0 when it is not up.
     pub sessions: u32,
     /// The versions of the cluster that it supports, as it said when it was last heard; none when

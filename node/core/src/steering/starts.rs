@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use super::moves::same;
-use super::problem::{Wish, Wishes, size_bytes};
+use super::problem::{Wish, Wishes};
 use super::{Planner, Wait};
 use crate::ids::{Epoch, NodeId, ShardId};
 use crate::map::{Merge, MetaCommand, MoveReason, ShardDescriptor, Standing};
@@ -19,7 +19,12 @@ impl Planner<'_> {
     pub(super) fn plan_starts(&mut self, wishes: &Wishes) {
         for shortfall in &wishes.shortfalls {
             let shard_id = shortfall.shard_id;
-            self.wait_for_shard(shard_id, format!("shard {shard_id}: {}", shortfall.reason));
+            let text = format!(
+                "shard {shard_id}: {}{}",
+                shortfall.reason,
+                self.full_disks()
+            );
+            self.wait_for_shard(shard_id, text);
         }
         if self.epoch_changes {
             // Refused by the time it would be applied: the next plan starts moves.
@@ -146,11 +151,8 @@ impl Planner<'_> {
             if self.standing(to) != Some(Standing::Active) || !self.seen.stays_up(to) {
                 return wait(Some(to), format!("node {to} is silent or stopping"));
             }
-            if !self.has_room(to, shard_id, starts) {
-                return wait(
-                    Some(to),
-                    format!("node {to} has no room before others have left it"),
-                );
+            if let Some(why) = self.no_room(to, shard_id, starts) {
+                return wait(Some(to), why);
             }
         }
         let shard = self.state.map.shard(shard_id)?;
@@ -176,23 +178,6 @@ impl Planner<'_> {
             return Some("its group has other voters than the map");
         }
         (!seen.has_majority(&seen.voters)).then_some("most of its replicas are silent")
-    }
-
-    /// The node has room for the shard beside all that it has or is to get.
-    pub(super) fn has_room(&self, node: NodeId, shard_id: ShardId, starts: &Starts) -> bool {
-        let state = self.state;
-        let Some(info) = state.map.node(node) else {
-            return false;
-        };
-        let holds = |shard: &&ShardDescriptor| {
-            let id = shard.shard_id;
-            id == shard_id
-                || state.replica_for(id, node).is_some()
-                || starts.shards.get(&id) == Some(&Some(node))
-        };
-        let shards = state.map.shards.iter().filter(holds);
-        let sizes = shards.map(|shard| size_bytes(self.seen.shards.get(&shard.shard_id)));
-        sizes.map(u128::from).sum::<u128>() <= u128::from(info.capacity_bytes)
     }
 
     fn start(&mut self, wish: &Wish, wishes: &Wishes, starts: &mut Starts) {
@@ -259,6 +244,11 @@ pub(super) struct Starts {
 }
 
 impl Starts {
+    /// The shard goes to the node.
+    pub(super) fn goes_to(&self, shard_id: ShardId, node: NodeId) -> bool {
+        self.shards.get(&shard_id) == Some(&Some(node))
+    }
+
     fn of(&self, node: NodeId) -> u32 {
         self.nodes.get(&node).copied().unwrap_or(0)
     }

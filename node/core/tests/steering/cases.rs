@@ -128,6 +128,7 @@ pub fn silence(seen: &mut Seen, state: &MetaState, id: u64, seconds: u64) {
         up: false,
         silent_ms: seconds * 1_000,
         is_stopping: false,
+        disk_free_bytes: None,
         sessions: 0,
         supported: Some(Supported::default()),
     };

@@ -219,6 +219,10 @@ impl World {
     /// The faults end: hosts come back, and operators clear up what only they can.
     pub fn calm_down(&mut self) {
         self.faulty = false;
+        // Operators get larger disks.
+        for host in &mut self.hosts {
+            host.disk_bytes = u64::MAX;
+        }
         for host in &mut self.hosts {
             host.cut = false;
             host.stopping = false;

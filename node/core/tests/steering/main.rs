@@ -13,6 +13,7 @@ mod merge_cases;
 mod merging;
 mod recovery;
 mod rng;
+mod room_cases;
 mod version_cases;
 mod world;
 

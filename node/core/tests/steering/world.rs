@@ -12,7 +12,7 @@ use carillon_core::map::{
 use carillon_core::merging::MergeId;
 use carillon_core::placement::Zone;
 use carillon_core::steering::{
-    FollowerSeen, Loads, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, plan,
+    DISK_RESERVE_BYTES, FollowerSeen, Loads, MetaSeen, NodeSeen, Plan, Seen, ShardSeen, Step, plan,
 };
 use carillon_core::{NodeId, ReplicaId, SLOTS, ShardId, TimestampMs};
 
@@ -43,6 +43,8 @@ pub struct Host {
     pub zone: Zone,
     pub weight: u32,
     pub capacity_bytes: u64,
+    /// The size of its disk.
+    pub disk_bytes: u64,
     pub up: bool,
     pub cut: bool,
     /// Its disk is lost.
@@ -101,6 +103,7 @@ fn host(number: u64, zone: u64, weight: u32) -> Host {
         zone: Zone(format!("zone-{zone}")),
         weight,
         capacity_bytes: u64::MAX,
+        disk_bytes: u64::MAX,
         up: true,
         cut: false,
         gone: false,
@@ -139,6 +142,12 @@ impl World {
         if rng.chance(30) {
             for host in &mut hosts {
                 host.capacity_bytes = 25 * (100 << 20);
+            }
+        }
+        // Disks are of any size; what a cluster begins with is not asked about.
+        for host in &mut hosts {
+            if rng.chance(30) {
+                host.disk_bytes = DISK_RESERVE_BYTES + rng.below(2 * ALL_BYTES);
             }
         }
         let mut nodes = Vec::new();
@@ -314,7 +323,9 @@ impl World {
             let shard_id = shard.shard_id;
             if let Some(replica) = view.replica_for(shard_id, node) {
                 let key = (shard_id, replica.replica_id);
-                if self.hosts[at].replicas.insert(key) {
+                if !self.hosts[at].replicas.contains(&key) {
+                    invariants::disks::may_arrive(self, &self.hosts[at], shard_id);
+                    self.hosts[at].replicas.insert(key);
                     self.ids.created(replica.replica_id);
                 }
             }
@@ -619,6 +630,7 @@ impl World {
                 up,
                 silent_ms: if up { 0 } else { (self.now - heard) * 1_000 },
                 is_stopping: host.stopping,
+                disk_free_bytes: up.then(|| self.disk_free_bytes(host)),
                 sessions: 0,
                 supported: Some(Supported::default()),
             };
@@ -684,8 +696,17 @@ impl World {
         }
     }
 
+    /// What is free on a host's disk.
+    pub fn disk_free_bytes(&self, host: &Host) -> u64 {
+        let sizes = host
+            .replicas
+            .iter()
+            .map(|(shard, _)| self.size_bytes(*shard));
+        host.disk_bytes.saturating_sub(sizes.sum())
+    }
+
     /// Later slots have more, so that shards differ; a split divides what there is.
-    fn size_bytes(&self, shard_id: ShardId) -> u64 {
+    pub fn size_bytes(&self, shard_id: ShardId) -> u64 {
         let placed = self.state.map.shard(shard_id).map(|shard| shard.slots);
         let made = || {
             let split = self.state.split_into(shard_id)?;
@@ -732,7 +753,11 @@ impl World {
     pub fn new_host(&mut self) {
         let number = self.hosts.len() as u64 + 1;
         let zone = self.rng.below(3);
-        self.hosts.push(host(number, zone, 1));
+        let mut host = host(number, zone, 1);
+        if self.faulty && self.rng.chance(30) {
+            host.disk_bytes = DISK_RESERVE_BYTES + self.rng.below(ALL_BYTES);
+        }
+        self.hosts.push(host);
     }
 }
 

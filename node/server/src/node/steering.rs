@@ -76,6 +76,7 @@ impl Sight {
                 up: false,
                 silent_ms: u64::try_from(silent_ms).unwrap_or(u64::MAX),
                 is_stopping: false,
+                disk_free_bytes: None,
                 sessions: 0,
                 supported: self.supported.get(&node).copied(),
             };
@@ -83,10 +84,13 @@ impl Sight {
         *heard = now;
         let supported = supported_by(status);
         self.supported.insert(node, supported);
+        // A node of before this was looked at says nothing.
+        let disk = status.node.as_ref().filter(|node| node.disk_bytes > 0);
         NodeSeen {
             up: true,
             silent_ms: 0,
             is_stopping: status.node.as_ref().is_some_and(|node| node.draining),
+            disk_free_bytes: disk.map(|node| node.disk_free_bytes),
             sessions: status.node.as_ref().map_or(0, |node| node.sessions),
             supported: Some(supported),
         }

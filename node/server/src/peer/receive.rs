@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carillon_core::ids::{NodeId, SLOTS, ShardId, Slot, SlotRange};
+use carillon_core::steering::DISK_RESERVE_BYTES;
 use carillon_proto::internal::snapshot_chunk::Part;
 use carillon_proto::internal::{SnapshotChunk, SnapshotFile as FileHead, SnapshotHead};
 use carillon_store::SnapshotFile;
@@ -36,8 +37,6 @@ const FILE_BYTES_MAX: u64 = 2 * FILE_BYTES_TARGET;
 const SNAPSHOT_BYTES_MAX: u64 = 1 << 40;
 /// Bytes of the head's record.
 const RECORD_BYTES_MAX: u64 = 16 << 20;
-/// Bytes of the disk that no snapshot gets: the log and the state have to go on.
-const DISK_RESERVE_BYTES: u64 = 256 << 20;
 /// A sender that says nothing for this long is given up.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -2,6 +2,7 @@
 
 pub mod convergence;
 pub mod data;
+pub mod disks;
 pub mod ids;
 pub mod merges;
 pub mod quorum;
