@@ -26,6 +26,8 @@ run:
 test:
 	@scripts/install-tools.sh test
 	@$(BUILD)
+	@scripts/previous-release.sh >/dev/null
+	@$(BUILD)
 	@scripts/test.sh
 
 bench:

@@ -3,12 +3,17 @@
 # clients that nobody here wrote. The binaries are built already (see the Makefile).
 set -euo pipefail
 export CARILLON_NODE_BIN=${CARILLON_NODE_BIN:-$CARGO_TARGET_DIR/release/carillon-node}
+CARILLON_PREVIOUS_NODE_BIN=${CARILLON_PREVIOUS_NODE_BIN:-$(scripts/previous-release.sh)}
+[ -z "$CARILLON_PREVIOUS_NODE_BIN" ] || export CARILLON_PREVIOUS_NODE_BIN
 cargo test --release --workspace --locked --lib --bins --tests
 cargo test --release --workspace --locked --doc
 tests/compatibility/run.sh
 
 # What this machine does not allow is skipped by the tests, and said here.
 untested=()
+if [ -z "$CARILLON_PREVIOUS_NODE_BIN" ]; then
+    untested+=("the release before and this one in a cluster: its history is not in this clone")
+fi
 if [ "$(id -u)" != 0 ]; then
     untested+=("a full disk: it needs root, who alone may mount")
 fi

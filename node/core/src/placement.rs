@@ -22,14 +22,16 @@
 //! - a node that gets a new replica is active, and `used ≤ capacity` on it.
 //! - `replicas after ≥ min(replicas before on known nodes, replication factor)`.
 //! - `solve(solve(x)) = solve(x)`: a second run moves nothing.
-//! - while a node is down, nothing is moved that repair does not need.
+//! - while a node is down, nothing is moved that repair does not need; a replica of another shard
+//!   only to make room that no node has.
 //!
 //! The steps: `check` looks at the problem, `layout` is the working state with its indexes,
-//! `repair` makes 1 and 2 true, `balance` and `swap` lower 3 as `objective` counts it,
+//! `repair` makes 1 and 2 true, by `displace` when no node has room as it is, `balance` and `swap` lower 3 as `objective` counts it,
 //! `leaders` does 4 and 5, `report` says what could not be done.
 
 mod balance;
 mod check;
+mod displace;
 mod layout;
 mod leaders;
 mod objective;

@@ -19,6 +19,10 @@ const NODES_EXAMINED_MAX: usize = 32;
 /// How many zones with room are looked at, the one with the lightest node first.
 const ZONES_EXAMINED_MAX: usize = 8;
 
+/// How often a run looks for a replica that makes room for another one: in a cluster that is full
+/// each look is in vain, and what is not found now is looked for again after some moves.
+const DISPLACEMENTS_MAX: u32 = 256;
+
 /// A node's index.
 pub(super) type NodeAt = usize;
 /// A shard's index.
@@ -97,6 +101,8 @@ pub(super) struct Layout {
     pub(super) constraints: Constraints,
     /// A node is down: only repair.
     frozen: bool,
+    /// How often it may still be looked for what could make room.
+    pub(super) displacements_left: u32,
     /// Active nodes, at least 1 to divide by.
     pub(super) active: u128,
     /// The active nodes of each zone, the lightest first.
@@ -119,6 +125,7 @@ impl Layout {
             replication_factor: checked.replication_factor,
             constraints: checked.constraints.clone(),
             frozen,
+            displacements_left: DISPLACEMENTS_MAX,
             active,
             light: vec![BTreeSet::new(); zones],
             light_zones: BTreeSet::new(),

@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 
 use super::NodeState;
+use super::displace;
 use super::layout::{Layout, NodeAt, Search, ShardAt, Target};
 
 /// Takes away replicas beyond the replication factor: on nodes that are down first, then on
@@ -73,10 +74,10 @@ fn order(layout: &Layout) -> Vec<ShardAt> {
 fn fill(layout: &mut Layout, shard: ShardAt) -> bool {
     let mut changed = false;
     while layout.shards[shard].replicas.len() < layout.replication_factor {
-        let Some(target) = evenest_target(layout, shard, None) else {
+        let Some(node) = place_for(layout, shard, None) else {
             break;
         };
-        layout.add_replica(shard, target.node);
+        layout.add_replica(shard, node);
         changed = true;
     }
     changed
@@ -88,14 +89,26 @@ fn replace(layout: &mut Layout, shard: ShardAt, state: NodeState) -> bool {
     let mut bad = layout.shards[shard].replicas.clone();
     bad.retain(|node| layout.state(*node) == state);
     for node in bad {
-        let Some(target) = evenest_target(layout, shard, Some(node)) else {
+        let Some(place) = place_for(layout, shard, Some(node)) else {
             break;
         };
         layout.remove_replica(shard, node);
-        layout.add_replica(shard, target.node);
+        layout.add_replica(shard, place);
         changed = true;
     }
     changed
+}
+
+/// A node for a replica that must go somewhere. When none has room another shard's replica makes
+/// place for it.
+fn place_for(layout: &mut Layout, shard: ShardAt, leaving: Option<NodeAt>) -> Option<NodeAt> {
+    if let Some(target) = evenest_target(layout, shard, leaving) {
+        return Some(target.node);
+    }
+    layout.displacements_left = layout.displacements_left.checked_sub(1)?;
+    let displacement = displace::find(layout, shard, leaving)?;
+    displacement.make(layout);
+    Some(displacement.node)
 }
 
 /// The best target in the zones that have fewest of the shard's replicas and room for one;

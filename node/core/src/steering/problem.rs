@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::starts::Starts;
 use super::{Planner, ShardSeen};
 use crate::ids::{NodeId, ShardId};
 use crate::map::{MoveReason, NodeInfo, ShardDescriptor, Standing};
@@ -63,7 +64,28 @@ impl Planner<'_> {
                 self.wish(shard, placement, &mut wishes.moves);
             }
         }
+        self.displace(&mut wishes.moves);
         wishes
+    }
+
+    /// A move that makes room for another one is part of it, not balance.
+    fn displace(&self, moves: &mut [Wish]) {
+        let waits = |wish: &Wish| {
+            let to = wish.to?;
+            let waits = wish.reason < MoveReason::Balance
+                && self
+                    .no_room(to, wish.shard_id, &Starts::default())
+                    .is_some();
+            waits.then_some((to, wish.reason))
+        };
+        let waiting: Vec<(NodeId, MoveReason)> = moves.iter().filter_map(waits).collect();
+        for wish in moves {
+            let from = wish.from.filter(|_| wish.reason == MoveReason::Balance);
+            let served = waiting.iter().filter(|(node, _)| Some(*node) == from);
+            if let Some(reason) = served.map(|(_, reason)| *reason).min() {
+                wish.reason = reason;
+            }
+        }
     }
 
     fn wish(&self, shard: &ShardDescriptor, placement: &Placement, moves: &mut Vec<Wish>) {

@@ -421,3 +421,40 @@ fn leaders_are_in_their_zone_while_somebody_there_may_lead() {
     );
     assert_eq!(solved(&none, &others).assignment, others);
 }
+
+/// No node has room for what a drained one has; together they have.
+#[test]
+fn others_make_room_for_what_must_go_somewhere() {
+    let mut problem = equal(3, 1, 0, 1);
+    problem.shards = vec![
+        shard(1, 6, 0),
+        shard(2, 3, 0),
+        shard(3, 3, 0),
+        shard(4, 6, 0),
+    ];
+    for node in &mut problem.nodes {
+        node.capacity_bytes = 10;
+    }
+    let before = assignment(&[(1, &[1], 1), (2, &[2], 2), (3, &[2], 2), (4, &[3], 3)]);
+    for (id, state) in [(1, NodeState::Draining), (1, NodeState::Down)] {
+        let problem = with_state(problem.clone(), id, state);
+        let solution = solve(&problem, &before).expect("a problem");
+        assert_eq!(solution.shortfalls, [], "{state:?}");
+        check_hard(&problem, &before, &solution);
+        let on = |shard: u32| solution.assignment.shards[&ShardId(shard)].replicas.clone();
+        assert_eq!(on(1), [NodeId(2)]);
+        assert_eq!(on(4), [NodeId(3)]);
+        // One of the two small ones is enough.
+        let mut small = [on(2), on(3)];
+        small.sort();
+        assert_eq!(small, [[NodeId(2)], [NodeId(3)]]);
+        let again = solve(&problem, &solution.assignment).expect("a problem");
+        assert_eq!(again.assignment, solution.assignment);
+    }
+    // Nothing goes anywhere for what does not fit then either.
+    problem.nodes[1].capacity_bytes = 8;
+    let problem = with_state(problem, 1, NodeState::Draining);
+    let solution = solve(&problem, &before).expect("a problem");
+    assert_eq!(solution.shortfalls.len(), 1);
+    assert_eq!(solution.assignment.replicas_added_since(&before), 0);
+}

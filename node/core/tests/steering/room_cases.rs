@@ -1,8 +1,8 @@
 //! Disks that are nearly full: no replica comes to them, whatever capacity nodes announce.
 
-use carillon_core::NodeId;
-use carillon_core::map::{MetaCommand, MetaState, Standing, apply_meta};
+use carillon_core::map::{MetaCommand, MetaState, MoveReason, Standing, apply_meta};
 use carillon_core::steering::{DISK_RESERVE_BYTES, Plan, SIZE_STEP_BYTES, Seen, Step, plan};
+use carillon_core::{NodeId, ShardId};
 
 use crate::cases::{cluster, healthy, set, silence};
 
@@ -80,6 +80,63 @@ fn a_replica_that_fits_nowhere_waits_and_says_which_disks_are_full() {
     assert!(lead.into_iter().any(|node| node == NodeId(1)));
     let seen = seen(&state, 10 * MIB, |_| u64::MAX);
     assert_ne!(starts(&mut state, &seen).0, []);
+}
+
+/// Nothing is balanced while a node is emptied; what makes room for its replicas is no balance.
+#[test]
+fn what_makes_room_for_a_drain_moves_first_and_as_part_of_it() {
+    let mut state = cluster(3, 4, 1);
+    let on = |state: &MetaState, id: u32| {
+        let shard = state.map.shard(ShardId(id)).expect("it is there");
+        shard.replicas[0].node_id
+    };
+    let sizes = |state: &MetaState, seen: &mut Seen| {
+        // Two shards are on one node: they are the small ones.
+        let nodes: Vec<NodeId> = (1..=4).map(|id| on(state, id)).collect();
+        let crowded = |node: &NodeId| nodes.iter().filter(|other| *other == node).count() == 2;
+        for id in 1..=4 {
+            let small = crowded(&nodes[id as usize - 1]);
+            let size = if small { 3 } else { 6 } * SIZE_STEP_BYTES;
+            seen.shards
+                .get_mut(&ShardId(id))
+                .expect("it is seen")
+                .size_bytes = size;
+        }
+        let drained = nodes.iter().find(|node| !crowded(node)).copied();
+        (drained.expect("four shards, three nodes"), nodes)
+    };
+    for node in &mut state.map.nodes {
+        node.capacity_bytes = 10 * SIZE_STEP_BYTES;
+    }
+    let mut seen = healthy(&state);
+    let (drained, nodes) = sizes(&state, &mut seen);
+    set(&mut state, drained.0, Standing::DRAINING_FOR_REMOVAL, false);
+    let starts = |plan: &Plan| {
+        let start = |step: &Step| match step {
+            Step::Propose(MetaCommand::StartMove {
+                shard_id,
+                from: Some(from),
+                reason,
+                ..
+            }) => Some((*shard_id, *from, *reason)),
+            _ => None,
+        };
+        plan.steps.iter().filter_map(start).collect::<Vec<_>>()
+    };
+    let first = plan(&state, &seen);
+    let [(shard_id, from, reason)] = starts(&first)[..] else {
+        panic!("{first:#?}");
+    };
+    assert_eq!(reason, MoveReason::Drain);
+    assert_ne!(from, drained);
+    assert_eq!(nodes[shard_id.0 as usize - 1], from);
+    assert!(
+        first
+            .waits
+            .iter()
+            .any(|wait| wait.text.contains("has no room before others")),
+        "{first:#?}"
+    );
 }
 
 #[test]

@@ -42,8 +42,8 @@ use crate::shard::Replica;
 
 /// How often it is looked; a change of the meta group's state is looked at once.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// The same while replicas move, which go on when a group has done something that changes
-/// nothing in the meta group's state.
+/// The same while replicas move or shards are split, which goes on when a group has done
+/// something that changes nothing in the meta group's state.
 const LOOK_INTERVAL_MOVING: Duration = Duration::from_millis(200);
 /// How long the confirmation may take that this node leads the meta group.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -147,7 +147,7 @@ impl Node {
             *self.silent.lock() = silent.map(|(id, node)| (*id, node.silent_ms)).collect();
             let Plan { steps, waits } = plan(&meta, &seen);
             *self.waits.lock() = waits;
-            if !meta.moves.is_empty() {
+            if !meta.moves.is_empty() || !meta.splits.is_empty() {
                 look_at = tokio::time::Instant::now() + LOOK_INTERVAL_MOVING;
             }
             for step in steps {

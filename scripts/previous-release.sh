@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The node of the release before, for the test that exchanges nodes of both builds. Built once
+# from this repository's history, with the libraries that are built already, and kept in the
+# cache. Prints where it is; nothing when the history is not here (a shallow clone, an archive).
+# Whoever builds into the same directory builds again after it: both write `carillon-node`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+VERSION=0.1.0
+COMMIT=6b99773030cae87f2f35cbbaf1448002436700fe
+cache=${CARILLON_CACHE:-$HOME/.cache/carillon}/previous
+node=$cache/carillon-node-$VERSION
+
+if [ ! -x "$node" ]; then
+    if ! git cat-file -e "$COMMIT^{commit}" 2>/dev/null; then
+        exit 0
+    fi
+    echo "builds: carillon-node $VERSION, once" >&2
+    rm -rf "$cache/$VERSION"
+    mkdir -p "$cache/$VERSION"
+    git archive "$COMMIT" | tar -x -C "$cache/$VERSION"
+    (
+        cd "$cache/$VERSION"
+        # As the Makefile selects, so that RocksDB is not compiled again.
+        cargo build --release --workspace --bin carillon-node --locked >&2
+    )
+    cp "$CARGO_TARGET_DIR/release/carillon-node" "$node.new"
+    mv "$node.new" "$node"
+    rm -rf "$cache/$VERSION"
+fi
+echo "$node"
