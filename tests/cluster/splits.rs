@@ -95,6 +95,8 @@ async fn nodes_die_at_each_point_of_a_split() {
                     cluster.spawn(node, &[(FAILPOINTS, &points)])?;
                     cluster.wait_ready(node, RESTART_LIMIT).await?;
                     cluster.wait_all_led(RESTART_LIMIT).await?;
+                    // Who is behind may get the split as a snapshot.
+                    cluster.wait_caught_up(node, RESTART_LIMIT).await?;
                     // Also where it leads, and where it follows.
                     let shard = 1 + ((number + place) as u32 % SHARDS);
                     if place % 2 == 0 {

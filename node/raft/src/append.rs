@@ -42,6 +42,8 @@ pub(crate) const ANSWERED: u8 = 0;
 pub(crate) const UNKNOWN_REPLICA: u8 = 1;
 /// The receiver's group has stopped.
 pub(crate) const GROUP_STOPPED: u8 = 2;
+/// The receiver begins with a snapshot ([`crate::Group::require_snapshot`]).
+pub(crate) const WANTS_SNAPSHOT: u8 = 4;
 /// The receiver could not read the request.
 pub(crate) const MALFORMED: u8 = 3;
 
@@ -67,6 +69,10 @@ pub(crate) fn answered(link: &Link, mut body: Bytes) -> Result<Bytes, Error> {
         Ok(ANSWERED) => Ok(body),
         Ok(UNKNOWN_REPLICA) => Err(unreachable(link, "has no such replica")),
         Ok(GROUP_STOPPED) => Err(unreachable(link, "the group has stopped")),
+        Ok(WANTS_SNAPSHOT) => Err(unreachable(
+            link,
+            "begins with a snapshot, not with the log",
+        )),
         Ok(MALFORMED) => Err(unreachable(link, "could not read the request")),
         Ok(code) => Err(unreachable(
             link,

@@ -16,6 +16,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use carillon_core::apply::Effects;
@@ -134,6 +135,8 @@ struct Inner {
     log: GroupLog<LogRecord>,
     reads: Arc<read::Reads>,
     leadership: watch::Receiver<Leadership>,
+    /// It takes no log from its very beginning.
+    requires_snapshot: AtomicBool,
     /// One flush at a time.
     flushing: Mutex<()>,
     /// One transfer at a time.
@@ -227,6 +230,7 @@ impl Group {
             log,
             reads,
             leadership,
+            requires_snapshot: AtomicBool::new(false),
             flushing: Mutex::new(()),
             transferring: Mutex::new(()),
             tasks: vec![watching, reading],
@@ -244,6 +248,19 @@ impl Group {
     /// This replica.
     pub fn me(&self) -> Member {
         self.inner.me
+    }
+
+    /// From now on this replica, as long as it has nothing, takes no log from its very beginning:
+    /// the leader has to send a snapshot, once it has purged its first entry. For a replica that
+    /// is added to a group which has begun long ago: its machine is as of today, and the first
+    /// entries may be about another one. To be called before peers find the group.
+    pub fn require_snapshot(&self) {
+        self.inner.requires_snapshot.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn wants_snapshot(&self) -> bool {
+        let inner = &self.inner;
+        inner.requires_snapshot.load(Ordering::Acquire) && inner.progress.applied.borrow().is_none()
     }
 
     pub(crate) fn raft(&self) -> &Raft {

@@ -15,7 +15,7 @@ use carillon_core::ids::ShardId;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
 
-use crate::append::{ANSWERED, GROUP_STOPPED, MALFORMED, UNKNOWN_REPLICA};
+use crate::append::{ANSWERED, GROUP_STOPPED, MALFORMED, UNKNOWN_REPLICA, WANTS_SNAPSHOT};
 use crate::codec::{self, CodecError};
 use crate::frame::{Frame, FrameError, FrameKind, next_frame};
 use crate::group::Group;
@@ -153,7 +153,7 @@ impl RaftReceiver {
         };
         let raft = group.raft().clone();
         let mut handling: Handling = match frame.kind {
-            FrameKind::APPEND => Box::pin(append(raft, answer, body)),
+            FrameKind::APPEND => Box::pin(append(group, answer, body)),
             FrameKind::VOTE => Box::pin(vote(raft, answer, body, false)),
             FrameKind::PRE_VOTE => Box::pin(vote(raft, answer, body, true)),
             FrameKind::TRANSFER => Box::pin(transfer(raft, answer, body)),
@@ -201,13 +201,17 @@ impl Answer {
     }
 }
 
-async fn append(raft: Raft, answer: Answer, mut body: Bytes) {
+async fn append(group: Group, answer: Answer, mut body: Bytes) {
     let (sequence, request) = match codec::get_append_request(&mut body) {
         Ok(decoded) => decoded,
         Err(error) => return answer.malformed(error),
     };
     drop(body);
-    match raft.append_entries(request).await {
+    let is_beginning = request.prev_log_id.is_none() && !request.entries.is_empty();
+    if is_beginning && group.wants_snapshot() {
+        return answer.code(WANTS_SNAPSHOT);
+    }
+    match group.raft().append_entries(request).await {
         Ok(response) => answer.send(|buffer| {
             buffer.put_u8(ANSWERED);
             codec::put_u64(buffer, sequence);

@@ -138,6 +138,7 @@ pub async fn run(cluster: Arc<Cluster>, store: Store, log: NodeLog, config: LogC
     let (mut bytes_before, mut flushed_at) = (log.stats().bytes, Instant::now());
     loop {
         check.tick().await;
+        begin_logs_later(&cluster).await;
         let bytes = log.stats().bytes;
         let written = bytes.saturating_sub(bytes_before);
         let due = written >= config.flush_after_bytes
@@ -171,5 +172,20 @@ pub fn state_bytes(store: &Store, replica: &Replica) -> u64 {
     match replica.shard() {
         META_SHARD => 0,
         _ => store.approximate_bytes(replica.reader().slots()),
+    }
+}
+
+/// Purges the first entries of logs that still have all, and not much more: others may need the
+/// rest. Who is added to a group takes no log from its beginning.
+async fn begin_logs_later(cluster: &Cluster) {
+    for replica in cluster.replicas() {
+        let status = replica.group().status();
+        let Some(applied) = status.applied.filter(|_| status.purged.is_none()) else {
+            continue;
+        };
+        let retention = Retention::entries(applied.index);
+        if let Err(error) = replica.group().flush_and_purge(retention).await {
+            tracing::warn!(shard = replica.shard().0, %error, "flush and purge failed");
+        }
     }
 }

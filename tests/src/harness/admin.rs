@@ -598,6 +598,39 @@ impl Cluster {
         Ok(shards.iter().filter_map(of_node).collect())
     }
 
+    /// Waits until a node has applied all that anybody had in the logs of its shards at the time
+    /// of the call.
+    pub async fn wait_caught_up(&self, id: u64, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        let last = |shard: &ShardStatus| {
+            let replicas = shard.replicas.iter();
+            replicas.map(|replica| replica.last_log_index).max()
+        };
+        let shards = self.shards().await?;
+        let shards = shards.iter();
+        let wanted: BTreeMap<u32, u64> = shards
+            .filter_map(|shard| Some((shard.shard_id, last(shard)?)))
+            .collect();
+        loop {
+            let shards = self.shards().await?;
+            let lacks = |shard: &&ShardStatus| {
+                let mut replicas = shard.replicas.iter();
+                let replica = replicas.find(|replica| replica.node_id == id);
+                let wanted = wanted.get(&shard.shard_id).copied().unwrap_or(0);
+                replica.is_some_and(|replica| replica.applied_index < wanted)
+            };
+            let Some(behind) = shards.iter().find(lacks) else {
+                return Ok(());
+            };
+            ensure!(
+                Instant::now() < deadline,
+                "node {id} lacks entries of shard {} after {limit:?}",
+                behind.shard_id
+            );
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
     /// Compares the state of all replicas of all shards; tries again, bounded, while one
     /// does not answer. Replicas that answer at the same index with different checksums
     /// are an error at once.

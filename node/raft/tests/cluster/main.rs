@@ -290,6 +290,41 @@ fn config(group: &Group) -> Position {
     group.status().config.expect("the group has begun")
 }
 
+/// The first entries may be about another state than the one that it begins with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_requires_a_snapshot_takes_no_log_from_its_beginning() {
+    let mut cluster = Cluster::voting(fast()).await;
+    for number in 0..50 {
+        cluster.propose(payload(number)).await;
+    }
+    let leader = cluster.leader().await;
+    let fourth = cluster.add_node().await;
+    cluster.nodes[fourth].group().require_snapshot();
+    let group = cluster.nodes[leader].group().clone();
+    let change = MemberChange::AddLearner(cluster.nodes[fourth].me);
+    group.change_members(change, config(&group)).await.unwrap();
+    for number in 50..60 {
+        cluster.propose(payload(number)).await;
+    }
+    // The first entry goes, the others stay for whoever lacks them.
+    let applied = group.status().applied.unwrap().index;
+    let retention = Retention::entries(applied);
+    group.flush_and_purge(retention).await.unwrap();
+    until("the learner's state", || {
+        cluster.nodes[fourth].payloads().len() == 60
+    })
+    .await;
+    assert_eq!(cluster.nodes[fourth].installs(), 1);
+    // It goes on with the log.
+    cluster.propose(payload(60)).await;
+    until("the next entry", || {
+        cluster.nodes[fourth].payloads().len() == 61
+    })
+    .await;
+    assert_eq!(cluster.nodes[fourth].installs(), 1);
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_change_by_way_of_a_learner() {
     let mut cluster = Cluster::voting(fast()).await;

@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
 use carillon_core::map::{
-    JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, ShardDescriptor, initial_map,
+    ClusterVersion, JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, ShardDescriptor,
+    initial_map,
 };
 use carillon_core::merging::MergeMark;
 use carillon_log::GroupId;
@@ -258,6 +259,13 @@ impl Node {
             self.services.fanout.clone(),
         );
         let group = self.start_group(shard, me, Box::new(machine)).await?;
+        // The slots here are those of today. What the log says of the time before a split would
+        // not do here what it did to the others.
+        if meta.cluster_version >= ClusterVersion::V2
+            && local.replica_id > meta.last_founding_replica_id
+        {
+            group.require_snapshot();
+        }
         self.start_replica(group.clone(), reader, shared, Some(ended));
         if let Some(descriptor) = meta.map.shard(shard)
             && let Some(voters) = founding_voters(meta, descriptor)
