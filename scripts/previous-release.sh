@@ -18,7 +18,8 @@ if [ ! -x "$node" ]; then
     echo "builds: carillon-node $VERSION, once" >&2
     rm -rf "$cache/$VERSION"
     mkdir -p "$cache/$VERSION"
-    git archive "$COMMIT" | tar -x -C "$cache/$VERSION"
+    # New to cargo, which goes by times: it may know another state of the same release.
+    git archive "$COMMIT" | tar -xm -C "$cache/$VERSION"
     (
         cd "$cache/$VERSION"
         # As the Makefile selects, so that RocksDB is not compiled again.
