@@ -7,16 +7,16 @@
 //! - a proposal is judged when it is applied, by the move's number or the map's epoch;
 //! - a change of a group's members names the configuration that it was decided on, and is
 //!   refused by a group that has another one.
-
 //!
-//! The order of a plan: `versions` (the cluster's next one), `members` (the meta group's own), `standings` (who is given up or
-//! back), `recoveries` (shards that lost their majority), `moves` (those that run), `splits`,
-//! `merges`, `leaders`, `starts` (new moves, where there is `room`). `problem` asks the placement solver, once for each plan;
-//! `drain` tells operators how far a drain is and what it would break.
+//! The order of a plan: `versions` (the cluster's next one), `members` (the meta group's own),
+//! `standings` (who is given up or back), `recoveries` (shards that lost their majority), `moves`
+//! (those that run), `splits`, `merges`, `leaders`, `starts` (new moves, where there is `room`).
+//! `problem` asks the placement solver, once for each plan; `drain` tells operators how far a drain
+//! is and what it would break.
 //!
-//! Invariants: a plan has at most one change of members for each group; starts at most as
-//! many moves as the policy leaves, and one split; gives up at most one node; is empty, waits aside, when
-//! all is as it should be.
+//! Invariants: a plan has at most one change of members for each group; starts at most as many
+//! moves as the policy leaves, and one split; gives up at most one node; is empty, waits aside,
+//! when all is as it should be.
 
 mod drain;
 mod leaders;

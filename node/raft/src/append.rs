@@ -42,10 +42,10 @@ pub(crate) const ANSWERED: u8 = 0;
 pub(crate) const UNKNOWN_REPLICA: u8 = 1;
 /// The receiver's group has stopped.
 pub(crate) const GROUP_STOPPED: u8 = 2;
-/// The receiver begins with a snapshot ([`crate::Group::require_snapshot`]).
-pub(crate) const WANTS_SNAPSHOT: u8 = 4;
 /// The receiver could not read the request.
 pub(crate) const MALFORMED: u8 = 3;
+/// The receiver begins with a snapshot ([`crate::Group::require_snapshot`]).
+pub(crate) const WANTS_SNAPSHOT: u8 = 4;
 
 type Error = RPCError<TypeConfig>;
 

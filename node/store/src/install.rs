@@ -7,8 +7,8 @@
 //! made here: a range tombstone over all slots of the shard, unless it has nothing yet, and the new
 //! applied record. One ingestion then takes in, in this order, tombstone, state, applied record:
 //! the tombstone hides everything older, the files behind it win over it, and one edit of the
-//! engine's manifest makes all of it the state, or none. So a crash leaves the shard as it was or as it will be,
-//! and concurrent readers never see it in between.
+//! engine's manifest makes all of it the state, or none. So a crash leaves the shard as it was or
+//! as it will be, and concurrent readers never see it in between.
 //!
 //! The staging directory is the marker of an install under way. Found at open, it is removed:
 //! whatever it still holds was never part of the state, and what is part of it no longer needs it.

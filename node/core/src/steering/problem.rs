@@ -3,7 +3,7 @@
 //! Moves that run count as done, so that nothing is wanted twice. Sizes and loads are
 //! rounded down, so that a message more or less moves nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::starts::Starts;
 use super::{Planner, ShardSeen};
@@ -70,8 +70,12 @@ impl Planner<'_> {
 
     /// A move that makes room for another one is part of it, not balance.
     fn displace(&self, moves: &mut [Wish]) {
+        let balance = moves
+            .iter()
+            .filter(|wish| wish.reason == MoveReason::Balance);
+        let left: BTreeSet<NodeId> = balance.filter_map(|wish| wish.from).collect();
         let waits = |wish: &Wish| {
-            let to = wish.to?;
+            let to = wish.to.filter(|to| left.contains(to))?;
             let waits = wish.reason < MoveReason::Balance
                 && self
                     .no_room(to, wish.shard_id, &Starts::default())

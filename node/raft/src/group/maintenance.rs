@@ -79,9 +79,8 @@ pub enum InstallError {
 
 impl Group {
     /// Makes the machine's state durable and purges the log in front of it but for what `retention`
-    /// keeps. Returns the position that is durable, or None before the first
-    /// entry. Concurrent calls run one after the other. A follower that still needs purged
-    /// entries gets a snapshot.
+    /// keeps. Returns the position that is durable, or None before the first entry. Concurrent calls
+    /// run one after the other. A follower that still needs purged entries gets a snapshot.
     ///
     /// # Errors
     /// When the group stops or the flush takes too long.
