@@ -144,6 +144,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
         links: node.links.clone(),
         groups: cluster.clone(),
         identity: node.identity.clone(),
+        relay_changes: Mutex::new(()),
     });
     node.spawn_background();
     tokio::spawn(serve_peers(node.clone(), peers.clone(), peer_listener));

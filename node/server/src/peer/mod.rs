@@ -19,8 +19,9 @@ use bytes::Bytes;
 use carillon_core::ids::NodeId;
 use carillon_proto::internal::Packet;
 use carillon_proto::internal::peer_client::PeerClient;
-use carillon_raft::{GroupRegistry, Link, LinkEpoch, Links, next_frame, run_link};
+use carillon_raft::{GroupRegistry, Link, LinkEpoch, Links, OutStream, next_frame, run_link};
 use futures_util::{Stream, StreamExt};
+use parking_lot::Mutex;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -77,6 +78,8 @@ pub struct Peers {
     pub groups: Arc<dyn GroupRegistry>,
     /// Who this node is.
     pub identity: Arc<Identity>,
+    /// Held while a relay link takes the place of another one, or ends.
+    pub relay_changes: Mutex<()>,
 }
 
 /// An endpoint of a peer with the settings that all connections between nodes have.
@@ -225,20 +228,42 @@ impl Peers {
                 self.relay(&link, epoch, inbound).await;
             }
         }
-        link.close(epoch);
-        tracing::info!(peer = peer.0, ?kind, "link is down");
         match kind {
             LinkKind::Raft => {
-                tokio::spawn(self.stand_for_the_dead(peer));
+                link.close(epoch);
+                tokio::spawn(self.clone().stand_for_the_dead(peer));
             }
             LinkKind::Relay => {
-                self.cluster.forget_announced(peer);
-                for replica in self.cluster.replicas() {
-                    replica.on_peer_lost(peer);
+                let _one = self.relay_changes.lock();
+                // Of one that a newer one has taken the place of there is nothing left to forget:
+                // what is known of the peer now, it said over the newer one.
+                if link.watch().borrow().epoch == epoch {
+                    link.close(epoch);
+                    self.relay_ended(peer);
                 }
-                self.router.on_peer_lost(peer);
             }
         }
+        tracing::info!(peer = peer.0, ?kind, "link is down");
+    }
+
+    /// Opens the relay link of a connection that the peer has made, which takes the place of the
+    /// one before. What went into that and did not arrive is sent again, before anything that
+    /// follows it is; what the peer said over it, it says again.
+    pub(super) fn accept_relay(&self, link: &Arc<Link>) -> OutStream {
+        let _one = self.relay_changes.lock();
+        let before = link.watch().borrow().epoch;
+        link.close(before);
+        self.relay_ended(link.peer());
+        link.open()
+    }
+
+    /// What was said over a relay link is over, and what was asked may not have arrived.
+    fn relay_ended(&self, peer: NodeId) {
+        self.cluster.forget_announced(peer);
+        for replica in self.cluster.replicas() {
+            replica.on_peer_lost(peer);
+        }
+        self.router.on_peer_lost(peer);
     }
 
     /// Tells the peer what this node leads; what it leads from now on is announced.

@@ -82,14 +82,10 @@ impl PeerService {
         };
         let link =
             link.ok_or_else(|| Status::not_found(format!("node {} is not known here", node.0)))?;
-        if kind == LinkKind::Relay {
-            // What went into the connection before and did not arrive is sent again, before
-            // anything that follows it is.
-            let before = link.watch().borrow().epoch;
-            link.close(before);
-            self.peers.router.on_peer_lost(node);
-        }
-        let out = link.open();
+        let out = match kind {
+            LinkKind::Raft => link.open(),
+            LinkKind::Relay => self.peers.accept_relay(&link),
+        };
         let inbound = packets.map(|packet| packet.map(|packet| packet.frames));
         tokio::spawn(self.peers.clone().serve(kind, link, out.epoch(), inbound));
         Ok(Response::new(Box::pin(
