@@ -201,9 +201,7 @@ async fn lost_nodes_that_come_back_do_no_harm() {
             let (lost, hit) = worst_pair(cluster).await?;
             lose(cluster, load, lost).await?;
             give_up(cluster, lost, hit[0]).await?;
-            for shard in &hit {
-                cluster.recover(*shard).await?;
-            }
+            recover(cluster, &hit).await?;
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
                 .await?;
             for node in lost {
