@@ -290,6 +290,31 @@ impl Group {
         self.membership_result(changed.map(|_| ()))
     }
 
+    /// The position of the group's configuration when that is joint.
+    pub fn joint(&self) -> Option<Position> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let config = &metrics.membership_config;
+        let is_joint = config.membership().get_joint_config().len() > 1;
+        let position = config.log_id().as_ref().map(Position::of);
+        position.filter(|_| is_joint)
+    }
+
+    /// Takes the second step of a change of voters, from the joint configuration at `joint`. For
+    /// a change whose leader is gone. Who does not vote any more stays as a learner.
+    ///
+    /// # Errors
+    /// [`MembershipError`]; `Refused` when the group has another configuration.
+    pub async fn end_change(&self, joint: Position) -> Result<(), MembershipError> {
+        let only_from = Precondition::LastMembershipLogId {
+            last_membership_log_id: Some(joint.log_id()),
+        };
+        let nothing = ChangeMembers::AddVoterIds(Default::default());
+        let raft = &self.inner.raft;
+        let ended = raft.change_membership_if(nothing, true, [only_from]).await;
+        self.membership_result(ended.map(|_| ()))
+    }
+
     fn membership_result(
         &self,
         result: Result<(), RaftError<TypeConfig, ClientWriteError<TypeConfig>>>,

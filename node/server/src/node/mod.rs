@@ -7,6 +7,7 @@
 //! Owner of the state: [`Node`] holds the parts; each part owns its own.
 
 mod born;
+mod joint;
 mod leave;
 mod local;
 mod merged;
@@ -302,6 +303,7 @@ impl Node {
             self.config.log.clone(),
         ));
         tokio::spawn(self.clone().watch_ready());
+        tokio::spawn(self.clone().end_changes());
     }
 }
 
