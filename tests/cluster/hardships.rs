@@ -164,8 +164,8 @@ async fn who_sends_a_snapshot_of_a_move_dies() {
 }
 
 /// No replica is sent to a disk that has no room. The disk of a node becomes full while replicas
-/// come to it: what comes waits, no shard has fewer
-/// replicas for it, and nobody notices. With space again it gets its share.
+/// come to it: what comes waits, no shard has fewer replicas for it, and nobody notices. With space
+/// again it gets its share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_is_full_while_replicas_come() {
     if !may_mount() {

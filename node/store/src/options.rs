@@ -71,7 +71,7 @@ pub struct StoreOptions {
     pub path: PathBuf,
     /// Bytes of state gathered in memory before they are flushed, less up to a quarter that is
     /// chosen at random, so that the replicas of a shard, which write the same, do not all flush
-    /// at the same moment. Writers are held back at three times as many. More writes less to
+    /// at the same moment. The store is crowded at two and a half times as many. More writes less to
     /// disk, but takes a processor for longer, and leaves more to replay from the log after a
     /// crash. At least 512 KiB. Default 32 MiB.
     pub memtable_bytes: usize,
