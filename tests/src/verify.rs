@@ -22,7 +22,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// From then until every device has everything.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(20);
 /// For the checksums of all shards.
-const CHECKSUM_LIMIT: Duration = Duration::from_secs(60);
+const CHECKSUM_LIMIT: Duration = Duration::from_secs(20);
 /// Entries of a page.
 const PAGE_LIMIT: u32 = 500;
 /// Tries of one call of the final scans.

@@ -29,9 +29,6 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(15);
 const PURGE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a checksum of one shard may take.
 const CHECKSUM_LIMIT: Duration = Duration::from_secs(20);
-/// How long one try to compare a shard may take. A replica that gets a snapshot in place of the
-/// entry that asks never comes to it; the next try does.
-const CHECKSUM_TRY_LIMIT: Duration = Duration::from_secs(5);
 
 /// How a merge has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -660,7 +657,7 @@ impl Cluster {
 
     async fn checksum_once(&self, shard_id: u32, replicas: usize) -> Result<Result<(), String>> {
         let mut admin = self.admin()?;
-        let request = rpc::within(ChecksumShardRequest { shard_id }, CHECKSUM_TRY_LIMIT);
+        let request = rpc::within(ChecksumShardRequest { shard_id }, CHECKSUM_LIMIT);
         let answer = match admin.checksum_shard(request).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => return Ok(Err(status.to_string())),

@@ -181,7 +181,8 @@ impl Peer for PeerService {
         let replica = self.replica(shard_id)?;
         let result = tokio::time::timeout(CHECKSUM_TIMEOUT, replica.checksums().wait(nonce))
             .await
-            .map_err(|_| Status::deadline_exceeded("the checksum was not computed in time"))?;
+            .map_err(|_| Status::deadline_exceeded("the checksum was not computed in time"))?
+            .map_err(|error| Status::aborted(error.to_string()))?;
         let checksum = result.checksum.map_err(Status::internal)?;
         Ok(Response::new(ChecksumResponse {
             log_index: result.index,

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use carillon_store::{Checksum, ShardSnapshot};
 use parking_lot::Mutex;
@@ -22,9 +23,15 @@ pub struct ChecksumResult {
     pub checksum: Result<Checksum, String>,
 }
 
+/// The replica got a snapshot, perhaps in place of the entry that asked.
+#[derive(Debug, thiserror::Error)]
+#[error("a snapshot has taken the place of entries here, perhaps of the one that asks; ask again")]
+pub struct PassedOver;
+
 /// Results of one replica.
 pub struct Checksums {
     results: Mutex<VecDeque<ChecksumResult>>,
+    snapshots: AtomicU64,
     changed: watch::Sender<u64>,
 }
 
@@ -32,6 +39,7 @@ impl Default for Checksums {
     fn default() -> Self {
         Self {
             results: Mutex::new(VecDeque::new()),
+            snapshots: AtomicU64::new(0),
             changed: watch::Sender::new(0),
         }
     }
@@ -57,9 +65,19 @@ impl Checksums {
         });
     }
 
+    /// A snapshot was installed: who waits now may wait for an entry that does not come.
+    pub fn passed_over(&self) {
+        self.snapshots.fetch_add(1, Ordering::AcqRel);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
     /// The result of a request, when it is there.
-    pub async fn wait(&self, nonce: u64) -> ChecksumResult {
+    ///
+    /// # Errors
+    /// [`PassedOver`].
+    pub async fn wait(&self, nonce: u64) -> Result<ChecksumResult, PassedOver> {
         let mut changed = self.changed.subscribe();
+        let snapshots = self.snapshots.load(Ordering::Acquire);
         loop {
             changed.borrow_and_update();
             if let Some(result) = self
@@ -68,7 +86,10 @@ impl Checksums {
                 .iter()
                 .find(|result| result.nonce == nonce)
             {
-                return result.clone();
+                return Ok(result.clone());
+            }
+            if self.snapshots.load(Ordering::Acquire) != snapshots {
+                return Err(PassedOver);
             }
             if changed.changed().await.is_err() {
                 // The sender is in self, so this cannot be; waiting for ever is bounded by
@@ -76,5 +97,24 @@ impl Checksums {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_snapshot_ends_who_waits_for_an_entry_that_it_replaces() {
+        let checksums = Arc::new(Checksums::default());
+        let waits = tokio::spawn({
+            let checksums = checksums.clone();
+            async move { checksums.wait(7).await }
+        });
+        while checksums.changed.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        checksums.passed_over();
+        assert!(waits.await.unwrap().is_err());
     }
 }

@@ -265,6 +265,7 @@ impl Machine for ShardMachine {
             .install(received.files(), &applied, clock, slots, merges)
             .map_err(io::Error::other)?;
         self.clock = clock;
+        self.shared.checksums.passed_over();
         if let Some(absorbed) = absorbed {
             tracing::info!(
                 shard = self.shard.0,
