@@ -417,6 +417,62 @@ async fn members_change_by_way_of_a_learner() {
     cluster.end().await;
 }
 
+/// Who asked for a change of voters is gone between its two steps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_voters_that_nobody_ends_is_ended() {
+    let mut cluster = Cluster::voting(fast()).await;
+    let new = [cluster.add_node().await, cluster.add_node().await];
+    let leader = cluster.leader().await;
+    let group = cluster.nodes[leader].group().clone();
+    for place in new {
+        let change = MemberChange::AddLearner(cluster.nodes[place].me);
+        group.change_members(change, config(&group)).await.unwrap();
+    }
+    cluster.propose(payload(0)).await;
+    cluster.converged(1).await;
+    // Without the new ones the joint configuration is written and not committed, which keeps the
+    // second step away until who asked is gone.
+    for place in new {
+        cluster.isolate(place);
+    }
+    let mut voters = vec![cluster.nodes[leader].me];
+    voters.extend(new.map(|place| cluster.nodes[place].me));
+    let change = MemberChange::Voters {
+        voters: voters.clone(),
+        retain: false,
+    };
+    let (asks, from) = (group.clone(), config(&group));
+    let asked = tokio::spawn(async move { asks.change_members(change, from).await });
+    until("the joint configuration", || group.joint().is_some()).await;
+    asked.abort();
+    assert!(asked.await.unwrap_err().is_cancelled());
+    for place in new {
+        cluster.heal(place);
+    }
+    cluster.propose(payload(1)).await;
+    let group = cluster.nodes[cluster.leader().await].group().clone();
+    let joint = group.joint().expect("nobody has ended it");
+    let earlier = Position {
+        index: joint.index - 1,
+        ..joint
+    };
+    let refused = group.end_change(earlier).await.unwrap_err();
+    assert!(
+        matches!(refused, MembershipError::Refused { .. }),
+        "{refused:?}"
+    );
+    group.end_change(joint).await.unwrap();
+    until("the new voters", || !group.status().changing).await;
+    assert_eq!(group.joint(), None);
+    let mut now = group.status().voters;
+    now.sort_unstable();
+    assert_eq!(now, voters);
+    // The others are learners, which somebody may remove.
+    assert_eq!(group.status().learners.len(), 2);
+    cluster.propose(payload(2)).await;
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_can_leave() {
     let mut cluster = Cluster::voting(fast()).await;
