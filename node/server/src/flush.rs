@@ -133,12 +133,12 @@ impl Flusher {
 }
 
 /// Flushes and purges when enough was written, until the node stops.
-pub async fn run(cluster: Arc<Cluster>, store: Store, log: NodeLog, config: LogConfig) {
+pub async fn run(cluster: Arc<Cluster>, flusher: Arc<Flusher>, log: NodeLog, config: LogConfig) {
     let mut check = tokio::time::interval(CHECK_INTERVAL);
     let (mut bytes_before, mut flushed_at) = (log.stats().bytes, Instant::now());
     loop {
         check.tick().await;
-        begin_logs_later(&cluster).await;
+        begin_logs_later(&flusher, &cluster.replicas()).await;
         let bytes = log.stats().bytes;
         let written = bytes.saturating_sub(bytes_before);
         let due = written >= config.flush_after_bytes
@@ -148,7 +148,7 @@ pub async fn run(cluster: Arc<Cluster>, store: Store, log: NodeLog, config: LogC
         }
         (bytes_before, flushed_at) = (bytes, Instant::now());
         for replica in cluster.replicas() {
-            let state_bytes = state_bytes(&store, &replica);
+            let state_bytes = state_bytes(flusher.store(), &replica);
             let retention = Retention {
                 entries: config.entries_kept,
                 bytes: config.bytes_kept.max(state_bytes / LOG_PART_OF_STATE),
@@ -175,17 +175,27 @@ pub fn state_bytes(store: &Store, replica: &Replica) -> u64 {
     }
 }
 
-/// Purges the first entries of logs that still have all, and not much more: others may need the
-/// rest. Who is added to a group takes no log from its beginning.
-async fn begin_logs_later(cluster: &Cluster) {
-    for replica in cluster.replicas() {
+/// Purges the first entries of the logs of these replicas that still have all, and not much more:
+/// others may need the rest. Who is added to a group takes no log from its beginning. False when
+/// one of them failed, which is logged.
+pub async fn begin_logs_later(flusher: &Flusher, replicas: &[Arc<Replica>]) -> bool {
+    let whole = |replica: &Arc<Replica>| {
         let status = replica.group().status();
-        let Some(applied) = status.applied.filter(|_| status.purged.is_none()) else {
-            continue;
-        };
+        let applied = status.applied.filter(|_| status.purged.is_none())?;
+        Some((replica.clone(), applied))
+    };
+    let whole: Vec<_> = replicas.iter().filter_map(whole).collect();
+    if !whole.is_empty() {
+        // The next one has all that was applied by now.
+        flusher.expire();
+    }
+    let mut all = true;
+    for (replica, applied) in whole {
         let retention = Retention::entries(applied.index);
         if let Err(error) = replica.group().flush_and_purge(retention).await {
             tracing::warn!(shard = replica.shard().0, %error, "flush and purge failed");
+            all = false;
         }
     }
+    all
 }

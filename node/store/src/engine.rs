@@ -176,16 +176,9 @@ impl Engine {
 
     /// Looks whether that is still so, and whether a flush changes it.
     pub(crate) fn look(&self) -> Crowd {
-        let is_over = |name, max| match self.db.property_int_value(name) {
-            Ok(value) => value.is_some_and(|value| value >= max),
-            Err(error) => {
-                tracing::warn!(name, %error, "the engine does not report a property");
-                false
-            }
-        };
-        let crowd = if is_over("rocksdb.num-immutable-mem-table", CROWDED_MEMTABLES) {
+        let crowd = if self.property("rocksdb.num-immutable-mem-table") >= CROWDED_MEMTABLES {
             Crowd::Memtables
-        } else if is_over("rocksdb.num-files-at-level0", CROWDED_LEVEL0_FILES) {
+        } else if self.property("rocksdb.num-files-at-level0") >= CROWDED_LEVEL0_FILES {
             Crowd::Files
         } else {
             Crowd::None

@@ -146,10 +146,12 @@ impl Planner<'_> {
                 || state.replicas_on(node.node_id) > 0
                 || state.moves_of(node.node_id) > 0
         };
+        let held = self.held_bytes();
+        let held = |node: &NodeInfo| held.get(&node.node_id).copied().unwrap_or_default();
         let nodes = state.map.nodes.iter().filter(counts).map(|node| Node {
             node_id: node.node_id,
             zone: node.zone.clone(),
-            capacity_bytes: self.capacity_bytes(node),
+            capacity_bytes: self.capacity_bytes(node, held(node)),
             weight: node.weight,
             state: self.node_state(node.node_id, standing(node)),
         });

@@ -4,6 +4,8 @@
 //! Invariant: a disk that is shared with others, or on which something else grows, only keeps
 //! new replicas away; nothing leaves a node because of it, so that nothing goes to and fro.
 
+use std::collections::BTreeMap;
+
 use super::Planner;
 use super::problem::{SIZE_STEP_BYTES, size_bytes};
 use super::starts::Starts;
@@ -28,18 +30,27 @@ impl Planner<'_> {
         left.is_some_and(|left| left < SIZE_STEP_BYTES)
     }
 
-    /// What the node's replicas may take up. What is on its way to it counts twice while it
-    /// comes, so that there is less room than it seems, not more.
-    pub(super) fn capacity_bytes(&self, node: &NodeInfo) -> u64 {
+    /// What the replicas on each node take up, as far as they are in the map.
+    pub(super) fn held_bytes(&self) -> BTreeMap<NodeId, u64> {
+        let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for shard in &self.state.map.shards {
+            let size = size_bytes(self.seen.shards.get(&shard.shard_id));
+            for replica in &shard.replicas {
+                let held = held.entry(replica.node_id).or_default();
+                *held = held.saturating_add(size);
+            }
+        }
+        held
+    }
+
+    /// What the replicas of a node may take up that holds so much. What is on its way to it counts
+    /// twice while it comes, so that there is less room than it seems, not more.
+    pub(super) fn capacity_bytes(&self, node: &NodeInfo, held: u64) -> u64 {
         let Some(left) = self.disk_left_bytes(node.node_id) else {
             return node.capacity_bytes;
         };
         let left = (left - left % SIZE_STEP_BYTES).saturating_sub(SIZE_STEP_BYTES);
-        let shards = self.state.map.shards.iter();
-        let here = shards.filter(|shard| shard.replica_on(node.node_id).is_some());
-        let sizes = here.map(|shard| size_bytes(self.seen.shards.get(&shard.shard_id)));
-        let has = sizes.fold(0_u64, u64::saturating_add);
-        node.capacity_bytes.min(has.saturating_add(left))
+        node.capacity_bytes.min(held.saturating_add(left))
     }
 
     /// Why the node has no room for the shard beside all that it has or is to get.
@@ -63,7 +74,8 @@ impl Planner<'_> {
                 "node {node} has no room before others have left it"
             ));
         }
-        let fits = !self.disk_is_full(node) && all <= u128::from(self.capacity_bytes(info));
+        let held = self.held_bytes().get(&node).copied().unwrap_or_default();
+        let fits = !self.disk_is_full(node) && all <= u128::from(self.capacity_bytes(info, held));
         (!fits).then(|| {
             let mib = |bytes: u64| bytes >> 20;
             let left = self.disk_left_bytes(node).unwrap_or_default();

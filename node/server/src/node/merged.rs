@@ -10,10 +10,10 @@ use carillon_core::ids::ShardId;
 use carillon_core::map::Merge;
 use carillon_core::merging::MergeId;
 use carillon_log::failpoint;
-use carillon_raft::Retention;
 
 use super::Node;
 use super::local::Presence;
+use crate::flush;
 use crate::shard::Replica;
 use crate::shard::merging::NotMerged;
 
@@ -32,8 +32,8 @@ impl Node {
         let right = self.cluster().replica(merge.absorbed_shard_id);
         let right = right.ok_or(NotMerged::NotHere)?;
         right.frozen(merge.merge_id).await?;
-        if left.group().status().purged.is_none() {
-            self.begin_log_later(&left).await?;
+        if !flush::begin_logs_later(&self.flusher, std::slice::from_ref(&left)).await {
+            return Err(NotMerged::NotReady);
         }
         if !is_ready_for(&left, &right) {
             return Err(NotMerged::NotReady);
@@ -51,20 +51,6 @@ impl Node {
         right.keep(merge.merge_id);
         failpoint::hit("node.merge.kept");
         Ok(())
-    }
-
-    /// Purges the first entry of a log, and not much more: others may need the rest.
-    async fn begin_log_later(&self, left: &Replica) -> Result<(), NotMerged> {
-        let applied = left.group().status().applied;
-        let kept = applied.map_or(0, |applied| applied.index);
-        self.flusher.expire();
-        match left.group().flush_and_purge(Retention::entries(kept)).await {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                tracing::warn!(shard = left.shard().0, %error, "flush and purge failed");
-                Err(NotMerged::NotReady)
-            }
-        }
     }
 
     /// The merge for which a replica is frozen, when it is durable with all that it is frozen

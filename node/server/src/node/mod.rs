@@ -298,7 +298,7 @@ impl Node {
         tokio::spawn(self.services.gateway.clone().run());
         tokio::spawn(flush::run(
             self.cluster().clone(),
-            self.store.clone(),
+            self.flusher.clone(),
             self.log.clone(),
             self.config.log.clone(),
         ));
