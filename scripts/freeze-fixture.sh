@@ -23,7 +23,7 @@ alone=(unshare --uts)
 CARILLON_FREEZE_INTO=$work "${alone[@]}" bash -c 'hostname fixture && exec "$@"' - \
     cargo test --release --workspace --locked --test upgrades -- --ignored --exact fixtures::freeze
 # For people only, with paths in them; RocksDB makes them anew.
-rm -f "$work"/data/state/LOG* "$work"/data/state/OPTIONS*
+rm -f "$work"/data/admin.sock "$work"/data/state/LOG* "$work"/data/state/OPTIONS*
 if grep -rlaF -e "$(hostname)" -e "$HOME/" -e "${TMPDIR:-/tmp}/" "$work/data"; then
     echo "these files tell of this machine" >&2
     exit 1

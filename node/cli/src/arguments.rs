@@ -1,9 +1,13 @@
 //! What can be typed.
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use carillon_client::Credentials;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench;
-use crate::commands::{admin, chat, dev, group, messages};
+use crate::commands::{admin, chat, dev, group, messages, server_key};
 
 /// Carillon: a self-hosted chat backend.
 #[derive(Debug, Parser)]
@@ -49,6 +53,80 @@ pub struct Cluster {
         default_value = "127.0.0.1:7401,127.0.0.1:7402,127.0.0.1:7403"
     )]
     pub endpoints: Vec<String>,
+    /// Encrypt, and trust the authorities in this PEM file; `system` for those of this system.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FILE",
+        env = "CARILLON_CA"
+    )]
+    pub ca: Option<PathBuf>,
+    /// The certificate of who administers, a PEM file.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FILE",
+        env = "CARILLON_CERTIFICATE",
+        requires = "key"
+    )]
+    pub certificate: Option<PathBuf>,
+    /// Its private key, a PEM file.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FILE",
+        env = "CARILLON_KEY",
+        requires = "certificate"
+    )]
+    pub key: Option<PathBuf>,
+    /// A file with a user's token or a server's secret, read again with each connection.
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "FILE",
+        env = "CARILLON_TOKEN_FILE"
+    )]
+    pub token_file: Option<PathBuf>,
+}
+
+/// What stands for the authorities that the system trusts.
+const SYSTEM_AUTHORITIES: &str = "system";
+
+impl Cluster {
+    /// Whether anything but a cluster in development mode is meant.
+    pub fn is_secured(&self) -> bool {
+        self.ca.is_some() || self.certificate.is_some() || self.token_file.is_some()
+    }
+
+    /// How to be sure of the cluster, and who calls.
+    pub fn credentials(&self) -> anyhow::Result<Credentials> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("could not read {}", path.display()))
+        };
+        let mut credentials = Credentials::default();
+        if let Some(ca) = &self.ca {
+            credentials = if ca.as_os_str() == SYSTEM_AUTHORITIES {
+                credentials.system_authorities()
+            } else {
+                credentials.authority(read(ca)?)
+            };
+        }
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            credentials = credentials.certificate(read(certificate)?, read(key)?);
+        }
+        if let Some(path) = self.token_file.clone() {
+            // The first time it must be there; later an empty one is refused by the cluster.
+            read(&path)?;
+            credentials =
+                credentials.token_from(move || std::fs::read_to_string(&path).unwrap_or_default());
+        }
+        Ok(credentials)
+    }
 }
 
 /// What to do.
@@ -71,6 +149,8 @@ pub enum Command {
     Group(group::GroupCommand),
     /// Look at and operate a cluster.
     Admin(admin::AdminArguments),
+    /// Make a credential for a server of your product.
+    ServerKey(server_key::ServerKeyArguments),
     /// Measure a cluster.
     Bench(Box<bench::BenchArguments>),
 }

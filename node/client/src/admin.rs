@@ -8,6 +8,7 @@ use carillon_proto::{ACTOR_METADATA_KEY, admin};
 use tonic::transport::Channel;
 
 use crate::caller::{ANSWER_BYTES_MAX, Caller};
+use crate::credentials::Credentials;
 use crate::endpoints::Endpoints;
 use crate::error::ClientError;
 
@@ -36,20 +37,30 @@ impl AdminClient {
     /// Uses the client ports of these nodes, `host:port`, in turn. Must be called within a
     /// tokio runtime; connects when the first call needs it.
     pub fn new(endpoints: &[String]) -> Result<Self, ClientError> {
-        Self::made(endpoints, None)
+        Self::made(endpoints, None, Credentials::default())
     }
 
     /// The same for somebody with a name, which the cluster records with what they change: at
     /// most 128 characters of ASCII. It gives no right.
     pub fn acting_as(endpoints: &[String], name: &str) -> Result<Self, ClientError> {
-        Self::made(endpoints, Some((ACTOR_METADATA_KEY, name)))
+        Self::with_credentials(endpoints, name, Credentials::default())
+    }
+
+    /// The same with a certificate, which says what they may do.
+    pub fn with_credentials(
+        endpoints: &[String],
+        name: &str,
+        credentials: Credentials,
+    ) -> Result<Self, ClientError> {
+        Self::made(endpoints, Some((ACTOR_METADATA_KEY, name)), credentials)
     }
 
     fn made(
         endpoints: &[String],
         as_whom: Option<(&'static str, &str)>,
+        credentials: Credentials,
     ) -> Result<Self, ClientError> {
-        let endpoints = Arc::new(Endpoints::new(endpoints, 0)?);
+        let endpoints = Arc::new(Endpoints::new(endpoints, 0, credentials)?);
         Ok(Self {
             caller: Caller::new(endpoints, as_whom, CALL_TIMEOUT, ATTEMPT_TIMEOUT)?,
         })

@@ -84,11 +84,8 @@ impl Caller {
             let left = deadline.saturating_duration_since(Instant::now());
             let this_try = left.min(self.attempt_timeout + wait);
             let channel = self.endpoints.channel(index);
-            let answer = timeout(
-                this_try,
-                rpc(channel, self.request(request.clone(), this_try)),
-            )
-            .await;
+            let request = self.request(request.clone(), this_try)?;
+            let answer = timeout(this_try, rpc(channel, request)).await;
             let failure = match answer {
                 Ok(Ok(response)) => {
                     self.endpoints.prefer(index);
@@ -135,13 +132,21 @@ impl Caller {
     }
 
     /// A request with the user and the time that the server has for it.
-    pub(crate) fn request<T>(&self, message: T, time: Duration) -> Request<T> {
+    ///
+    /// # Errors
+    /// [`ClientError::Config`] when the token is none.
+    pub(crate) fn request<T>(&self, message: T, time: Duration) -> Result<Request<T>, ClientError> {
         let mut request = Request::new(message);
         if let Some((key, name)) = &self.as_whom {
             request.metadata_mut().insert(*key, name.clone());
         }
+        if let Some(authorization) = self.endpoints.credentials().authorization()? {
+            request
+                .metadata_mut()
+                .insert("authorization", authorization);
+        }
         request.set_timeout(time);
-        request
+        Ok(request)
     }
 }
 

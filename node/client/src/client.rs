@@ -17,6 +17,7 @@ use crate::api::Api;
 use crate::backoff::Backoff;
 use crate::caller::Caller;
 use crate::connection::{Connection, Identity, SENDS_IN_FLIGHT_MAX, open};
+use crate::credentials::Credentials;
 use crate::cursor::{Cursor, CursorStore, MemoryCursor};
 use crate::endpoints::Endpoints;
 use crate::error::ClientError;
@@ -31,6 +32,7 @@ pub const EVENT_QUEUE_MAX: usize = 65_536;
 /// How to connect; made by [`Client::builder`]. Only endpoints and user are needed.
 pub struct ClientBuilder {
     endpoints: Vec<String>,
+    credentials: Credentials,
     user: String,
     device: Option<String>,
     platform: String,
@@ -49,6 +51,7 @@ impl ClientBuilder {
     fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
+            credentials: Credentials::default(),
             user: String::new(),
             device: None,
             platform: "rust".to_owned(),
@@ -68,6 +71,14 @@ impl ClientBuilder {
     #[must_use]
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = user.into();
+        self
+    }
+
+    /// How to be sure of the cluster, and how to say who connects. Default: nothing of it, for
+    /// a cluster in development mode.
+    #[must_use]
+    pub fn credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = credentials;
         self
     }
 
@@ -221,7 +232,11 @@ impl ClientBuilder {
             // Only the low bits matter, modulo the number of endpoints.
             hasher.finish() as u32 as usize
         };
-        let endpoints = Arc::new(Endpoints::new(&self.endpoints, first)?);
+        let endpoints = Arc::new(Endpoints::new(
+            &self.endpoints,
+            first,
+            self.credentials.clone(),
+        )?);
         Caller::new(
             endpoints,
             Some((USER_METADATA_KEY, &self.user)),

@@ -14,7 +14,7 @@ use carillon_proto::v1::server_frame::Frame as ServerFrame;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::caller::{ANSWER_BYTES_MAX, describe};
 use crate::endpoints::Endpoints;
@@ -79,11 +79,14 @@ pub(crate) async fn open(
         .expect("an empty queue takes the first frame");
     let mut chat =
         ChatClient::new(endpoints.channel(index)).max_decoding_message_size(ANSWER_BYTES_MAX);
+    let mut request = Request::new(ReceiverStream::new(frames));
+    if let Some(authorization) = endpoints.credentials().authorization()? {
+        request
+            .metadata_mut()
+            .insert("authorization", authorization);
+    }
     let opening = async {
-        let mut inbound = chat
-            .connect(ReceiverStream::new(frames))
-            .await?
-            .into_inner();
+        let mut inbound = chat.connect(request).await?.into_inner();
         let first = inbound.message().await?;
         Ok::<_, Status>((inbound, first.and_then(|frame| frame.frame)))
     };

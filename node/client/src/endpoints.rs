@@ -5,8 +5,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
+use crate::credentials::Credentials;
 use crate::error::ClientError;
 
 /// The most endpoints one client takes; more is a mistake in the configuration.
@@ -25,6 +26,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// The endpoints of a client, in the order in which they are tried.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
+    credentials: Credentials,
     entries: Vec<Entry>,
     /// The one that answered last.
     preferred: AtomicUsize,
@@ -38,9 +40,13 @@ struct Entry {
 }
 
 impl Endpoints {
-    /// Takes `host:port` or `http://host:port` of each; `first` (modulo their number) is
-    /// tried first. Must be called within a tokio runtime; connects to nothing yet.
-    pub(crate) fn new(endpoints: &[String], first: usize) -> Result<Self, ClientError> {
+    /// Takes `host:port` of each, or a URI; `first` (modulo their number) is tried first. Must
+    /// be called within a tokio runtime; connects to nothing yet.
+    pub(crate) fn new(
+        endpoints: &[String],
+        first: usize,
+        credentials: Credentials,
+    ) -> Result<Self, ClientError> {
         if endpoints.is_empty() {
             return Err(ClientError::Config(
                 "no endpoint given; name at least one, as host:port".to_owned(),
@@ -52,12 +58,22 @@ impl Endpoints {
                 endpoints.len()
             )));
         }
+        let tls = credentials.tls()?;
         let entries = endpoints
             .iter()
-            .map(|name| entry(name))
+            .map(|name| entry(name, tls.as_ref()))
             .collect::<Result<Vec<_>, _>>()?;
         let preferred = AtomicUsize::new(first % entries.len());
-        Ok(Self { entries, preferred })
+        Ok(Self {
+            credentials,
+            entries,
+            preferred,
+        })
+    }
+
+    /// Who calls.
+    pub(crate) fn credentials(&self) -> &Credentials {
+        &self.credentials
     }
 
     /// How many there are; at least one.
@@ -87,18 +103,33 @@ impl Endpoints {
     }
 }
 
-fn entry(name: &str) -> Result<Entry, ClientError> {
+fn entry(name: &str, tls: Option<&ClientTlsConfig>) -> Result<Entry, ClientError> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let uri = match name.split_once("://") {
-        None => format!("http://{name}"),
-        Some(("http", _)) => name.to_owned(),
-        Some((scheme, _)) => {
-            return Err(ClientError::Config(format!(
-                "endpoint {name}: {scheme} is not supported, use host:port"
-            )));
+        None => format!("{scheme}://{name}"),
+        Some((given, _)) if given == scheme => name.to_owned(),
+        Some((given, _)) => {
+            let why = match given {
+                "https" => "https needs to know whose certificates are trusted",
+                "http" => "certificates or a token are given, which need https",
+                _ => "its scheme is not supported, use host:port",
+            };
+            return Err(ClientError::Config(format!("endpoint {name}: {why}")));
         }
     };
-    let endpoint = Endpoint::from_shared(uri)
-        .map_err(|error| ClientError::Config(format!("endpoint {name}: {error}")))?;
+    let wrong = |error: tonic::transport::Error| {
+        let mut text = format!("endpoint {name}: {error}");
+        let mut source = std::error::Error::source(&error);
+        while let Some(below) = source {
+            text.push_str(&format!(": {below}"));
+            source = below.source();
+        }
+        ClientError::Config(text)
+    };
+    let mut endpoint = Endpoint::from_shared(uri).map_err(wrong)?;
+    if let Some(tls) = tls {
+        endpoint = endpoint.tls_config(tls.clone()).map_err(wrong)?;
+    }
     if endpoint.uri().host().is_none_or(str::is_empty) || endpoint.uri().port_u16().is_none() {
         return Err(ClientError::Config(format!(
             "endpoint {name}: expected host:port"
@@ -136,11 +167,16 @@ mod tests {
             names(&[":7401"]),
             vec!["a:1".to_owned(); ENDPOINTS_MAX + 1],
         ] {
-            let error = Endpoints::new(&bad, 0).expect_err("refused");
+            let error = Endpoints::new(&bad, 0, Credentials::default()).expect_err("refused");
             assert!(matches!(error, ClientError::Config(_)), "{bad:?}: {error}");
         }
-        let good = Endpoints::new(&names(&["a:1", "http://b:2"]), 3).expect("taken");
+        let good = names(&["a:1", "http://b:2"]);
+        let good = Endpoints::new(&good, 3, Credentials::default()).expect("taken");
         assert_eq!((good.len(), good.preferred()), (2, 1));
         assert_eq!(good.name(good.preferred() + 1), "a:1");
+        let closed = Credentials::default().system_authorities();
+        Endpoints::new(&names(&["a:1", "https://b:2"]), 0, closed.clone()).expect("encrypted");
+        let error = Endpoints::new(&names(&["http://b:2"]), 0, closed).expect_err("refused");
+        assert!(matches!(error, ClientError::Config(_)), "{error}");
     }
 }

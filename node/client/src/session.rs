@@ -305,7 +305,11 @@ impl Session {
         match kick.reason() {
             Reason::Replaced => Err(ClientError::Replaced),
             Reason::ProtocolError => Err(ClientError::Protocol(kick.message)),
-            reason @ (Reason::Draining | Reason::HeartbeatTimeout | Reason::Unspecified) => {
+            reason @ (Reason::Draining
+            | Reason::HeartbeatTimeout
+            // With a new one it is let in again, without any it is told so then.
+            | Reason::CredentialEnded
+            | Reason::Unspecified) => {
                 let text = format!("{}: {}", reason.as_str_name(), kick.message);
                 let error = match &self.link {
                     Link::Up(connection) => connection.lost_error(&text),

@@ -2,6 +2,7 @@
 
 mod asker;
 mod convert;
+mod guard;
 mod recovery;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use self::convert::{
     merge_to_proto, policy_change, policy_to_proto, split_to_proto, standing_from_proto,
     standing_to_proto,
 };
+pub use self::guard::{GuardedAdmin, Way};
 use crate::gateway::errors::Failure;
 use crate::identity::random_id;
 use crate::node::{Node, supported_by};
@@ -559,7 +561,7 @@ impl Admin for AdminService {
         &self,
         request: Request<RotateJoinTokenRequest>,
     ) -> Result<Response<RotateJoinTokenResponse>, Status> {
-        let asker = Asker::of(request.metadata())?;
+        let asker = Asker::of(&request)?;
         let token = JoinToken(random_id());
         let join_token = token.0.clone();
         let at = crate::shard::now();
@@ -582,7 +584,7 @@ impl Admin for AdminService {
         &self,
         request: Request<SetPolicyRequest>,
     ) -> Result<Response<SetPolicyResponse>, Status> {
-        let asker = Asker::of(request.metadata())?;
+        let asker = Asker::of(&request)?;
         let change = policy_change(&request.into_inner());
         let after = change.applied_to(&self.node.cluster().meta().policy);
         let at = crate::shard::now();
@@ -598,7 +600,7 @@ impl Admin for AdminService {
         &self,
         request: Request<SetStandingRequest>,
     ) -> Result<Response<SetStandingResponse>, Status> {
-        let asker = Asker::of(request.metadata())?;
+        let asker = Asker::of(&request)?;
         let request = request.into_inner();
         let standing = standing_from_proto(request.standing()).ok_or_else(|| {
             Failure::invalid_argument("INVALID_STANDING", "standing is missing or unknown")
@@ -647,7 +649,7 @@ impl Admin for AdminService {
         &self,
         request: Request<ForgetNodeRequest>,
     ) -> Result<Response<ForgetNodeResponse>, Status> {
-        let asker = Asker::of(request.metadata())?;
+        let asker = Asker::of(&request)?;
         let node_id = NodeId(request.into_inner().node_id);
         let command = MetaCommand::ForgetNode {
             node_id,
@@ -661,7 +663,7 @@ impl Admin for AdminService {
         &self,
         request: Request<FinalizeUpgradeRequest>,
     ) -> Result<Response<FinalizeUpgradeResponse>, Status> {
-        let by = Asker::of(request.metadata())?;
+        let by = Asker::of(&request)?;
         let meta = self.node.cluster().meta();
         let to = meta.cluster_version.next();
         if to > ClusterVersion::MAX {
@@ -693,7 +695,7 @@ impl Admin for AdminService {
         &self,
         request: Request<SplitShardRequest>,
     ) -> Result<Response<SplitShardResponse>, Status> {
-        let by = Asker::of(request.metadata())?;
+        let by = Asker::of(&request)?;
         let SplitShardRequest { shard_id, slot } = request.into_inner();
         let shard = self.descriptor(ShardId(shard_id))?;
         let middle = shard.slots.middle().unwrap_or(shard.slots.first);
@@ -731,7 +733,7 @@ impl Admin for AdminService {
         &self,
         request: Request<MergeShardsRequest>,
     ) -> Result<Response<MergeShardsResponse>, Status> {
-        let by = Asker::of(request.metadata())?;
+        let by = Asker::of(&request)?;
         let shard_id = ShardId(request.into_inner().shard_id);
         let shard_id = self.descriptor(shard_id)?.shard_id;
         let meta = self.node.cluster().meta();
@@ -757,7 +759,7 @@ impl Admin for AdminService {
         &self,
         request: Request<CancelMergeRequest>,
     ) -> Result<Response<CancelMergeResponse>, Status> {
-        let by = Asker::of(request.metadata())?;
+        let by = Asker::of(&request)?;
         let shard_id = ShardId(request.into_inner().shard_id);
         let meta = self.node.cluster().meta();
         let changed = match meta.merge_of(shard_id) {
@@ -854,7 +856,7 @@ impl Admin for AdminService {
         &self,
         request: Request<RecoverShardRequest>,
     ) -> Result<Response<RecoverShardResponse>, Status> {
-        let asker = Asker::of(request.metadata())?;
+        let asker = Asker::of(&request)?;
         let recovered = self.recover(request.into_inner(), asker).await;
         recovered.map(Response::new)
     }

@@ -11,6 +11,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use carillon_auth::caller::CredentialFiles;
+use carillon_auth::tls::{CertificateFiles, TlsFiles};
+use carillon_auth::tokens::TokenRules;
 use carillon_core::ids::NodeId;
 use carillon_core::map::{ClusterVersion, NodeInfo, Supported};
 use carillon_core::placement::Zone;
@@ -19,6 +22,15 @@ use serde::Deserialize;
 
 /// What the environment overrides begin with.
 const ENVIRONMENT_PREFIX: &str = "CARILLON_NODE";
+
+/// Whether a node asks who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It does: everything is encrypted, and needs a credential.
+    Production,
+    /// It does not, and listens on loopback only.
+    Development,
+}
 
 /// A node's whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,6 +55,10 @@ pub struct Config {
     pub initial_peers: Vec<InitialPeer>,
     /// The cluster that this node joins, instead of making one.
     pub join: Option<Join>,
+    /// Certificates. Left out in development mode only.
+    pub tls: Option<TlsConfig>,
+    /// How clients say who they are. Left out in development mode only.
+    pub auth: Option<AuthConfig>,
     /// What decides which replicas this node gets.
     #[serde(default)]
     pub placement: PlacementConfig,
@@ -76,14 +92,17 @@ pub struct Config {
     pub logging: Logging,
 }
 
-/// Addresses to listen on, `host:port`.
+/// Addresses to listen on, `ip:port`. In development mode loopback only.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
-    /// For clients: gRPC, plaintext. Loopback only, see `docs/protocol.md`.
+    /// For clients: gRPC.
     pub client: SocketAddr,
-    /// For the other nodes: gRPC, plaintext.
+    /// For the other nodes: gRPC.
     pub peer: SocketAddr,
+    /// For operators: gRPC, `carillon.admin.v1`, which then is not at `client`. Default: at
+    /// `client`.
+    pub admin: Option<SocketAddr>,
     /// For `/metrics`, `/healthz` and `/readyz`: HTTP/1.1.
     pub http: SocketAddr,
 }
@@ -120,6 +139,97 @@ pub struct Join {
     pub token: String,
 }
 
+/// The certificates of a node: PEM files, read again when they change.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The authorities that issue the certificates of nodes and operators, one or more.
+    pub ca: PathBuf,
+    /// This node's certificate with its chain; its owner must be `carillon://CLUSTER/node/NAME`.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// What clients are shown. Default: the same.
+    pub clients: Option<ClientCertificate>,
+}
+
+/// What clients are shown in place of the node's own certificate.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientCertificate {
+    /// The certificate with its chain.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl TlsConfig {
+    /// The files.
+    pub fn files(&self) -> TlsFiles {
+        let clients = self.clients.as_ref().map(|clients| CertificateFiles {
+            certificate: clients.certificate.clone(),
+            key: clients.key.clone(),
+        });
+        TlsFiles {
+            ca: self.ca.clone(),
+            own: CertificateFiles {
+                certificate: self.certificate.clone(),
+                key: self.key.clone(),
+            },
+            clients,
+        }
+    }
+}
+
+/// How clients say who they are. The files are read again when they change.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    /// A JSON Web Key Set (RFC 7517): whose tokens are taken. Default: nobody's.
+    pub jwks: Option<PathBuf>,
+    /// What tokens must have as `iss`. Default: anything.
+    pub issuer: Option<String>,
+    /// What tokens must have as, or among, `aud`. Default: anything.
+    pub audience: Option<String>,
+    /// How far the clocks of who signs tokens and of the nodes may differ. Default: 30s.
+    #[serde(with = "humantime_serde")]
+    pub clock_skew: Duration,
+    /// Credentials of the product's servers: `carillon server-key` makes its entries. Default:
+    /// none.
+    pub server_keys: Option<PathBuf>,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        Self {
+            jwks: None,
+            issuer: None,
+            audience: None,
+            clock_skew: Duration::from_secs(30),
+            server_keys: None,
+        }
+    }
+}
+
+impl AuthConfig {
+    /// The files.
+    pub fn files(&self) -> CredentialFiles {
+        CredentialFiles {
+            jwks: self.jwks.clone(),
+            server_keys: self.server_keys.clone(),
+        }
+    }
+
+    /// What is checked of tokens.
+    pub fn rules(&self) -> TokenRules {
+        TokenRules {
+            issuer: self.issuer.clone(),
+            audience: self.audience.clone(),
+            clock_skew: self.clock_skew,
+        }
+    }
+}
+
 /// What decides which replicas a node gets.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -127,6 +237,10 @@ pub struct PlacementConfig {
     /// What the node fails together with. A shard's replicas are spread over as many zones as
     /// there are. Default: none, all such nodes are in one.
     pub zone: String,
+    /// A file that says which zone each host is in, a line `HOST ZONE` each, in place of `zone`.
+    pub zones_file: Option<PathBuf>,
+    /// This node's host in it.
+    pub host: Option<String>,
     /// The node's share of replicas relative to other nodes', 1 to 10000. Default: 100.
     pub weight: u32,
     /// Bytes that its replicas may take up; nothing new is put there beyond it. Default: no
@@ -138,9 +252,45 @@ impl Default for PlacementConfig {
     fn default() -> Self {
         Self {
             zone: String::new(),
+            zones_file: None,
+            host: None,
             weight: 100,
             capacity_bytes: None,
         }
+    }
+}
+
+impl PlacementConfig {
+    /// Finds the zone of this node's host.
+    fn look_up_zone(&mut self) -> Result<(), ConfigError> {
+        let invalid = |field, problem: String| ConfigError::Invalid { field, problem };
+        let (file, host) = match (&self.zones_file, &self.host) {
+            (Some(file), Some(host)) => (file, host),
+            (None, None) => return Ok(()),
+            (None, Some(_)) => {
+                let problem = "stands without zones_file, which would say where it is";
+                return Err(invalid("placement.host", problem.into()));
+            }
+            (Some(_), None) => {
+                let problem = "stands without host, which of them this node is on";
+                return Err(invalid("placement.zones_file", problem.into()));
+            }
+        };
+        if !self.zone.is_empty() {
+            let problem = "stands beside zones_file; one of them says where the node is";
+            return Err(invalid("placement.zone", problem.into()));
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let problem = format!("{} cannot be read: {error}", file.display());
+            invalid("placement.zones_file", problem)
+        })?;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        let (_, zone) = lines.find(|(name, _)| name == host).ok_or_else(|| {
+            let problem = format!("has no line for the host {host}");
+            invalid("placement.zones_file", problem)
+        })?;
+        zone.trim().clone_into(&mut self.zone);
+        Ok(())
     }
 }
 
@@ -400,16 +550,21 @@ pub enum ConfigError {
 
 impl Config {
     /// Reads `path`, applies the environment and checks the whole.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        Self::load_with(path, config::Environment::with_prefix(ENVIRONMENT_PREFIX))
+    pub fn load(path: &Path, mode: Mode) -> Result<Self, ConfigError> {
+        let environment = config::Environment::with_prefix(ENVIRONMENT_PREFIX);
+        Self::load_with(path, environment, mode)
     }
 
-    fn load_with(path: &Path, environment: config::Environment) -> Result<Self, ConfigError> {
+    fn load_with(
+        path: &Path,
+        environment: config::Environment,
+        mode: Mode,
+    ) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read {
             path: path.to_owned(),
             source,
         };
-        let config: Self = config::Config::builder()
+        let mut config: Self = config::Config::builder()
             .add_source(config::File::from(path).format(config::FileFormat::Toml))
             .add_source(
                 environment
@@ -420,7 +575,8 @@ impl Config {
             .build()
             .and_then(config::Config::try_deserialize)
             .map_err(read)?;
-        config.validate()?;
+        config.placement.look_up_zone()?;
+        config.validate(mode)?;
         Ok(config)
     }
 

@@ -23,7 +23,7 @@ use tonic::Status;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::config::Config;
-use crate::peer::endpoint;
+use crate::peer::dial::Dialer;
 
 /// The metadata key of a calling node: its id.
 const NODE_KEY: &str = "carillon-node";
@@ -112,6 +112,7 @@ pub struct Identity {
     supported: Supported,
     cluster_name: String,
     peers: BTreeMap<NodeId, String>,
+    dialer: Dialer,
     store: Store,
     cluster_id: RwLock<Option<String>>,
     founders: RwLock<Vec<NodeInfo>>,
@@ -120,7 +121,7 @@ pub struct Identity {
 
 impl Identity {
     /// Reads the identity of the data directory, or makes it.
-    pub fn open(store: Store, config: &Config) -> Result<Self, IdentityError> {
+    pub fn open(store: Store, config: &Config, dialer: Dialer) -> Result<Self, IdentityError> {
         let identity = data_identity(&store)?;
         match text(&store, NODE_RECORD, "node")? {
             Some(found) if found != config.node_id.to_string() => {
@@ -152,11 +153,17 @@ impl Identity {
             supported: config.supported(),
             cluster_name: config.cluster_name.clone(),
             peers: configured.chain(contacts).collect(),
+            dialer,
             store,
             cluster_id: RwLock::new(cluster_id),
             founders: RwLock::new(founders),
             founding_version: RwLock::new(founding_version),
         })
+    }
+
+    /// How this node reaches others.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     /// The cluster this node belongs to, once it does.
@@ -393,7 +400,7 @@ impl Identity {
             cluster_name: self.cluster_name.clone(),
         };
         let asked = async {
-            let channel = endpoint(address).ok()?.connect().await.ok()?;
+            let channel = self.dialer.connect(address).await.ok()?;
             PeerClient::new(channel).identify(request).await.ok()
         };
         tokio::time::timeout(ASK_TIMEOUT, asked)

@@ -26,10 +26,10 @@ fn opened() -> Opened {
          client = \"127.0.0.1:11\"\npeer = \"127.0.0.1:21\"\nhttp = \"127.0.0.1:31\"\n{peers}"
     );
     std::fs::write(&file, text).expect("a file");
-    let config = Config::load(&file).expect("valid");
+    let config = Config::load(&file, crate::config::Mode::Development).expect("valid");
     let store = Store::open(&StoreOptions::new(directory.path().join("state"))).expect("a store");
     Opened {
-        identity: Identity::open(store, &config).expect("new"),
+        identity: Identity::open(store, &config, Dialer::new(None)).expect("new"),
         _directory: directory,
     }
 }

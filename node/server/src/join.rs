@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 
 use crate::config::{Config, Join};
 use crate::identity::{IdentityError, data_identity, data_node, keep_joined};
-use crate::peer::endpoint;
+use crate::peer::dial::Dialer;
 
 /// Between two rounds of asking the nodes that are configured.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
@@ -43,7 +43,12 @@ pub enum JoinError {
 ///
 /// # Errors
 /// [`JoinError`].
-pub async fn join(store: &Store, config: &Config, join: &Join) -> Result<NodeId, JoinError> {
+pub async fn join(
+    store: &Store,
+    config: &Config,
+    join: &Join,
+    dialer: &Dialer,
+) -> Result<NodeId, JoinError> {
     if let Some(node) = data_node(store)? {
         return Ok(node);
     }
@@ -63,7 +68,7 @@ pub async fn join(store: &Store, config: &Config, join: &Join) -> Result<NodeId,
     };
     loop {
         for peer in &join.peers {
-            match ask(peer, &request).await {
+            match ask(dialer, peer, &request).await {
                 Ok(answer) => {
                     let node = NodeId(answer.node_id);
                     let contacts = answer.nodes.into_iter().map(contact).collect();
@@ -94,13 +99,12 @@ fn is_final(code: Code) -> bool {
     )
 }
 
-async fn ask(peer: &str, request: &JoinRequest) -> Result<JoinResponse, Status> {
+async fn ask(dialer: &Dialer, peer: &str, request: &JoinRequest) -> Result<JoinResponse, Status> {
     let unreachable = |error: tonic::transport::Error| {
         Status::unavailable(format!("{peer} cannot be reached: {error}"))
     };
     let asked = async {
-        let channel = endpoint(peer).map_err(unreachable)?.connect().await;
-        let channel = channel.map_err(unreachable)?;
+        let channel = dialer.connect(peer).await.map_err(unreachable)?;
         let answer = PeerClient::new(channel).join(request.clone()).await?;
         Ok(answer.into_inner())
     };

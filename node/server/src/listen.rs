@@ -7,15 +7,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use carillon_auth::identity::Identity;
+use carillon_auth::tls::{Admits, Tls, Transport};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 use crate::metrics::PortMetrics;
 
@@ -59,6 +61,7 @@ pub struct GuardedListener {
     limit: &'static str,
     speaks: Speaks,
     metrics: PortMetrics,
+    encryption: Option<(Arc<Tls>, Admits)>,
 }
 
 impl GuardedListener {
@@ -75,7 +78,15 @@ impl GuardedListener {
             limit,
             speaks,
             metrics,
+            encryption: None,
         }
+    }
+
+    /// Connections are encrypted, and admitted by their certificates, when there are any.
+    #[must_use]
+    pub fn encrypted(mut self, tls: Option<&Arc<Tls>>, admits: Admits) -> Self {
+        self.encryption = tls.map(|tls| (tls.clone(), admits));
+        self
     }
 
     /// Connections as a stream for a tonic server.
@@ -115,12 +126,20 @@ impl GuardedListener {
             .try_acquire_owned()
             .map_err(|_| io::Error::other(format!("limit {} is reached", self.limit)))?;
         stream.set_nodelay(true)?;
-        let info = TcpConnectInfo {
-            local_addr: stream.local_addr().ok(),
-            remote_addr: Some(remote),
+        let info = ConnectionInfo {
+            remote,
+            owner: Arc::default(),
+        };
+        let stream = match &self.encryption {
+            None => Transport::plain(stream),
+            Some((tls, admits)) => {
+                Transport::accepted(stream, tls.clone(), *admits, info.owner.clone())
+            }
         };
         Ok(GuardedStream {
             stream,
+            // Without encryption there is no handshake that could fail.
+            greeted: self.encryption.is_none(),
             silent: Some(Box::pin(tokio::time::sleep(self.speaks.within()))),
             speaks: self.speaks,
             metrics: self.metrics.clone(),
@@ -130,26 +149,59 @@ impl GuardedListener {
     }
 }
 
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    remote: SocketAddr,
+    owner: Arc<OnceLock<Identity>>,
+}
+
+impl ConnectionInfo {
+    /// The address.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// Whose certificate it has shown, if any.
+    pub fn owner(&self) -> Option<&Identity> {
+        self.owner.get()
+    }
+}
+
 /// A connection that is closed when it does not begin to speak.
 pub struct GuardedStream {
-    stream: TcpStream,
+    stream: Transport,
+    /// Something was read: a handshake, if there is one, is done.
+    greeted: bool,
     /// Runs while it must speak.
     silent: Option<Pin<Box<Sleep>>>,
     speaks: Speaks,
     metrics: PortMetrics,
-    info: TcpConnectInfo,
+    info: ConnectionInfo,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connected for GuardedStream {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = ConnectionInfo;
 
-    fn connect_info(&self) -> TcpConnectInfo {
+    fn connect_info(&self) -> ConnectionInfo {
         self.info.clone()
     }
 }
 
 impl GuardedStream {
+    /// What a client was refused for in its handshake, or broke it off for.
+    fn not_greeted(&mut self, error: &io::Error) {
+        if std::mem::replace(&mut self.greeted, true) {
+            return;
+        }
+        let failed = self.metrics.handshake_failed();
+        if failed.is_power_of_two() {
+            let from = self.info.remote;
+            tracing::warn!(%from, failed, %error, "an encrypted connection was not made");
+        }
+    }
+
     fn spoke(&mut self, count: usize) {
         match &mut self.speaks {
             _ if count == 0 => {}
@@ -175,8 +227,8 @@ impl axum::serve::Listener for GuardedListener {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let stream = self.next().await;
-        let from = stream.info.remote_addr();
-        (stream, from.expect("it was accepted from there"))
+        let from = stream.info.remote;
+        (stream, from)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -193,6 +245,11 @@ impl AsyncRead for GuardedStream {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         self.spoke(buffer.filled().len() - before);
+        match &read {
+            Poll::Ready(Ok(())) => self.greeted = true,
+            Poll::Ready(Err(error)) => self.not_greeted(error),
+            Poll::Pending => {}
+        }
         if read.is_pending()
             && let Some(silent) = &mut self.silent
             && silent.as_mut().poll(cx).is_ready()

@@ -55,7 +55,7 @@ impl NodeMetrics {
 /// A port of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Port {
-    /// `client`, `peer` or `http`.
+    /// `client`, `peer`, `admin` or `http`.
     port: &'static str,
 }
 
@@ -63,6 +63,7 @@ pub struct Port {
 pub struct ConnectionMetrics {
     refused: Family<Port, Counter>,
     silent: Family<Port, Counter>,
+    handshakes_failed: Family<Port, Counter>,
 }
 
 /// Those of one port.
@@ -70,6 +71,7 @@ pub struct ConnectionMetrics {
 pub struct PortMetrics {
     refused: Counter,
     silent: Counter,
+    handshakes_failed: Counter,
 }
 
 impl ConnectionMetrics {
@@ -78,6 +80,7 @@ impl ConnectionMetrics {
         let metrics = Self {
             refused: Family::default(),
             silent: Family::default(),
+            handshakes_failed: Family::default(),
         };
         registry.register(
             "connections_refused",
@@ -89,6 +92,11 @@ impl ConnectionMetrics {
             "Connections that were closed because too little was said on them",
             metrics.silent.clone(),
         );
+        registry.register(
+            "handshakes_failed",
+            "Encrypted connections that were not made: the certificate, or none, did not fit",
+            metrics.handshakes_failed.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -98,6 +106,7 @@ impl ConnectionMetrics {
         PortMetrics {
             refused: self.refused.get_or_create(&port).clone(),
             silent: self.silent.get_or_create(&port).clone(),
+            handshakes_failed: self.handshakes_failed.get_or_create(&port).clone(),
         }
     }
 }
@@ -106,6 +115,11 @@ impl PortMetrics {
     /// A connection was refused; returns how many by now.
     pub fn refused(&self) -> u64 {
         self.refused.inc() + 1
+    }
+
+    /// A handshake failed; returns how many by now.
+    pub fn handshake_failed(&self) -> u64 {
+        self.handshakes_failed.inc() + 1
     }
 
     /// A connection was closed for its silence.
@@ -121,6 +135,10 @@ pub struct Observed {
     pub replicas: u64,
     /// Shards that this node leads.
     pub leaders: u64,
+    /// When its first certificate ends, in seconds since 1970; 0 when it has none.
+    pub certificate_ends_at_s: i64,
+    /// How often certificates or keys were read that could not be used.
+    pub reload_failures: u64,
     /// Nodes that are linked, itself included.
     pub nodes_up: u64,
     /// Operations of this node that have not ended.
@@ -164,7 +182,7 @@ pub struct MetricsPage {
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        let described: [(&str, &str, Option<Unit>, Read); 17] = [
+        let described: [(&str, &str, Option<Unit>, Read); 19] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {
                 o.leaders
@@ -252,6 +270,18 @@ impl MetricsPage {
                 "1 while writes of state wait for flushes or compactions",
                 None,
                 |o| o.writes_stopped,
+            ),
+            (
+                "certificate_ends_at",
+                "When the first of the node's certificates ends, since 1970; 0 without any",
+                Some(Unit::Seconds),
+                |o| u64::try_from(o.certificate_ends_at_s).unwrap_or(0),
+            ),
+            (
+                "reload_failures",
+                "How often certificates or keys were read that could not be used",
+                None,
+                |o| o.reload_failures,
             ),
         ];
         let mut gauges = Vec::with_capacity(described.len());

@@ -15,6 +15,7 @@ use carillon_proto::admin::{
 };
 use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataValue;
+use tonic::transport::Endpoint;
 
 use super::{Cluster, POLL_INTERVAL};
 use crate::rpc::{self, Admin};
@@ -42,7 +43,16 @@ pub enum MergeEnd {
 impl Cluster {
     /// The admin client of one node.
     pub fn admin_of(&self, id: u64) -> Result<Admin> {
-        rpc::admin(&self.node(id).addresses().client)
+        let address = &self.node(id).addresses().client;
+        match &self.options.secured {
+            None => rpc::admin(address),
+            Some(secured) => {
+                let endpoint = Endpoint::from_shared(format!("https://{address}"))?
+                    .tls_config(secured.tls())?
+                    .connect_timeout(rpc::CONNECT_LIMIT);
+                Ok(Admin::new(endpoint.connect_lazy()))
+            }
+        }
     }
 
     /// The admin client of any node that is up.

@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use rand::Rng as _;
 
 use super::network::Network;
+use super::secured::Secured;
 
 /// Ports are taken from here: below the range that Linux gives to outgoing connections
 /// (32,768 and up), so that no client can take the port of a node that is down.
@@ -57,6 +59,8 @@ pub struct ClusterOptions {
     /// Gives each node a network namespace of its own, so that links can be cut. A cluster with
     /// one is started inside [`Network::run`].
     pub network: Option<Network>,
+    /// Certificates and keys; without them the nodes run in development mode.
+    pub secured: Option<Arc<Secured>>,
 }
 
 impl Default for ClusterOptions {
@@ -70,6 +74,7 @@ impl Default for ClusterOptions {
             per_node: BTreeMap::new(),
             small_disk: None,
             network: None,
+            secured: None,
         }
     }
 }
@@ -174,10 +179,19 @@ pub fn write_node_toml(
     }
     write!(
         text,
-        "\n[cluster]\nshards = {}\nreplication_factor = {}\n{}",
-        options.shards, options.replication_factor, options.extra_config,
+        "\n[cluster]\nshards = {}\nreplication_factor = {}\n{}{}",
+        options.shards,
+        options.replication_factor,
+        options.extra_config,
+        security(options),
     )?;
     std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
+}
+
+/// The sections of certificates and keys.
+fn security(options: &ClusterOptions) -> String {
+    let secured = options.secured.as_ref();
+    secured.map(|secured| secured.config()).unwrap_or_default()
 }
 
 /// Writes the `node.toml` of a node that joins a cluster.
@@ -187,11 +201,13 @@ pub fn write_joining_toml(
     own: &Addresses,
     peers: &[String],
     token: &str,
-    extra_config: &str,
+    options: &ClusterOptions,
 ) -> Result<()> {
     let text = format!(
-        "{}\n[join]\npeers = {peers:?}\ntoken = {token:?}\n{extra_config}",
-        head(data_dir, own)
+        "{}\n[join]\npeers = {peers:?}\ntoken = {token:?}\n{}{}",
+        head(data_dir, own),
+        options.extra_config,
+        security(options),
     );
     std::fs::write(path, text).with_context(|| format!("could not write {}", path.display()))
 }

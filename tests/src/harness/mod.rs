@@ -11,6 +11,7 @@ mod http;
 mod network;
 mod os;
 mod process;
+mod secured;
 mod shared;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub use http::get as http_get;
 pub use network::Network;
 pub use os::{Signal, raise_open_files};
 pub use process::Process;
+pub use secured::{Authority, Issued, Secured, since_epoch};
 pub use shared::shared_cluster;
 
 /// From the start of all nodes until all are ready.
@@ -41,6 +43,8 @@ pub const GRACEFUL_STOP_LIMIT: Duration = Duration::from_secs(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a single probe may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// What is asked beside a node has an answer by then.
+const BESIDE_LIMIT: Duration = Duration::from_secs(60);
 /// Starts of a whole cluster when a port was taken in between.
 const START_TRIES_MAX: u32 = 3;
 /// Lines of each node's log that a failed test prints.
@@ -246,6 +250,10 @@ impl Cluster {
         let own = self.options.per_node.get(&id).cloned().unwrap_or_default();
         let binary = own.binary.map_or_else(config::node_binary, Ok)?;
         let mut all: BTreeMap<String, String> = self.options.env.clone();
+        if self.options.secured.is_none() {
+            // By the environment: a release that does not know of it has no other mode.
+            all.insert("CARILLON_DEV".to_owned(), "true".to_owned());
+        }
         all.extend(own.env);
         for (name, value) in env {
             all.insert((*name).to_owned(), (*value).to_owned());
@@ -263,6 +271,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Runs `carillon-node` with a node's configuration and more arguments, beside the node.
+    pub async fn beside(&self, id: u64, args: &[&str]) -> Result<std::process::Output> {
+        let mut command = tokio::process::Command::new(config::node_binary()?);
+        command
+            .arg("--config")
+            .arg(&self.node(id).config)
+            .args(args);
+        if self.options.secured.is_none() {
+            command.arg("--dev");
+        }
+        let run = command.kill_on_drop(true).output();
+        let output = tokio::time::timeout(BESIDE_LIMIT, run).await;
+        Ok(output.with_context(|| format!("{args:?} does not end"))??)
+    }
+
     /// Starts a new node that joins, and waits until it is ready; returns its id, which is the
     /// next one.
     pub async fn join(&mut self) -> Result<u64> {
@@ -276,8 +299,14 @@ impl Cluster {
         let config = home.join("node.toml");
         let peers = self.nodes.iter().filter(|node| node.is_up());
         let peers: Vec<String> = peers.map(|node| node.addresses.peer.clone()).collect();
-        let extra = &self.options.extra_config;
-        config::write_joining_toml(&config, &data_dir, &addresses, &peers, &token, extra)?;
+        config::write_joining_toml(
+            &config,
+            &data_dir,
+            &addresses,
+            &peers,
+            &token,
+            &self.options,
+        )?;
         self.nodes.push(Node {
             id,
             addresses,

@@ -125,7 +125,7 @@ pub async fn run(
 ) -> anyhow::Result<ExitCode> {
     let AdminArguments { name, command } = arguments;
     let name = actor::name(name.as_deref());
-    let admin = AdminClient::acting_as(&cluster.endpoints, &name)?;
+    let admin = AdminClient::with_credentials(&cluster.endpoints, &name, cluster.credentials()?)?;
     match command {
         AdminCommand::Status => status::run(&admin, output).await?,
         AdminCommand::Nodes => {

@@ -5,11 +5,12 @@ pub mod chat;
 pub mod dev;
 pub mod group;
 pub mod messages;
+pub mod server_key;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use carillon_client::{Api, Client, ClientError};
+use carillon_client::{Api, Client};
 
 use crate::arguments::{Arguments, Cluster, Command};
 use crate::bench;
@@ -34,16 +35,25 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             messages::conversations(arguments, &cluster, output).await?;
         }
         Command::Group(command) => group::run(command, &cluster, output).await?,
+        Command::ServerKey(arguments) => server_key::run(&arguments, output)?,
         Command::Admin(command) => return admin::run(command, &cluster, output).await,
+        Command::Bench(_) if cluster.is_secured() => {
+            return Err(crate::failure::advised(
+                "measuring is for clusters in development mode",
+                "leave out --ca, --certificate and --token-file, and unset their variables",
+            ));
+        }
         Command::Bench(arguments) => return bench::run(*arguments, &cluster, output).await,
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The unary calls as a user.
-pub fn api(cluster: &Cluster, user: &str) -> Result<Api, ClientError> {
-    Client::builder(&cluster.endpoints)
+pub fn api(cluster: &Cluster, user: &str) -> anyhow::Result<Api> {
+    let api = Client::builder(&cluster.endpoints)
+        .credentials(cluster.credentials()?)
         .user(user)
         .call_timeout(CALL_LIMIT)
-        .api()
+        .api()?;
+    Ok(api)
 }

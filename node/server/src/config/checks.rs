@@ -6,7 +6,7 @@ use carillon_core::map::{ClusterVersion, NODE_TEXT_BYTES_MAX, SHARDS_MAX};
 use carillon_core::placement::{REPLICATION_FACTOR_MAX, WEIGHT_MAX};
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, Mode};
 
 /// Less would be flushed all the time.
 const MEMTABLE_BYTES_MIN: u64 = 512 << 10;
@@ -66,8 +66,54 @@ impl Config {
         Ok(())
     }
 
+    /// Without encryption and credentials nobody else may reach the node.
+    fn validate_development(&self) -> Result<(), ConfigError> {
+        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
+        for (field, is_there) in [("tls", self.tls.is_some()), ("auth", self.auth.is_some())] {
+            if is_there {
+                let problem = "is not used in development mode: start the node without --dev, or \
+                               remove the section";
+                return invalid(field, problem.into());
+            }
+        }
+        for (field, address) in [
+            ("listen.client", Some(self.listen.client)),
+            ("listen.peer", Some(self.listen.peer)),
+            ("listen.admin", self.listen.admin),
+        ] {
+            if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+                let problem = format!(
+                    "{address} is not a loopback address, but in development mode (--dev) nothing \
+                     is encrypted and nobody is asked who they are"
+                );
+                return invalid(field, problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_production(&self) -> Result<(), ConfigError> {
+        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
+        if self.tls.is_none() {
+            let problem = "is missing: a node needs certificates; to try it on this machine \
+                           without any, start it with --dev";
+            return invalid("tls", problem.into());
+        }
+        let auth = self.auth.as_ref();
+        if auth.is_none_or(|auth| auth.jwks.is_none() && auth.server_keys.is_none()) {
+            let problem = "needs jwks or server_keys: without any nobody could chat";
+            return invalid("auth", problem.into());
+        }
+        if !carillon_auth::identity::is_name(&self.cluster_name) {
+            let problem = "must be letters, digits, '.', '_' and '-': it is part of the owner's \
+                           URI in certificates";
+            return invalid("cluster_name", problem.into());
+        }
+        Ok(())
+    }
+
     /// Refuses what cannot work, by field.
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(super) fn validate(&self, mode: Mode) -> Result<(), ConfigError> {
         let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
         let versions = ClusterVersion::MIN.0..=ClusterVersion::MAX.0;
         if !versions.contains(&self.cluster_version_max) {
@@ -111,18 +157,9 @@ impl Config {
         if self.cluster_name.is_empty() || self.cluster_name.len() > 64 {
             return invalid("cluster_name", "must have 1 to 64 bytes".into());
         }
-        for (field, address) in [
-            ("listen.client", self.listen.client),
-            ("listen.peer", self.listen.peer),
-        ] {
-            if !address.ip().is_loopback() {
-                return invalid(
-                    field,
-                    format!(
-                        "{address} is not a loopback address, and nothing asks for credentials yet"
-                    ),
-                );
-            }
+        match mode {
+            Mode::Production => self.validate_production()?,
+            Mode::Development => self.validate_development()?,
         }
         if let Err(error) = self.raft.group_options().validate() {
             return invalid("raft", error.to_string());

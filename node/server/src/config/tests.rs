@@ -20,7 +20,7 @@ fn load(text: &str) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("node.toml");
     std::fs::write(&path, text).expect("a file in it");
-    Config::load(&path)
+    Config::load(&path, Mode::Development)
 }
 
 #[test]
@@ -85,7 +85,11 @@ fn the_environment_overrides_fields() {
         let pairs = pairs.iter();
         let pairs = pairs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let environment = config::Environment::with_prefix(ENVIRONMENT_PREFIX);
-        Config::load_with(&path, environment.source(Some(pairs.collect())))
+        Config::load_with(
+            &path,
+            environment.source(Some(pairs.collect())),
+            Mode::Development,
+        )
     };
     let config = load(&[
         ("CARILLON_NODE__LISTEN__CLIENT", "127.0.0.1:7"),
@@ -150,4 +154,93 @@ fn what_cannot_work_is_refused() {
         let error = load(&text).expect_err(field);
         assert!(error.to_string().contains(field), "{error}");
     }
+}
+
+#[test]
+fn the_zone_of_a_host_is_looked_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let zones = folder.path().join("zones");
+    std::fs::write(&zones, "h1 a\nh10 b\nh2 c d\n").expect("written");
+    let with = |lines: &str| load(&format!("{MINIMAL}\n[placement]\n{lines}"));
+    let file = format!("zones_file = {zones:?}\n");
+    for (host, zone) in [("h1", "a"), ("h10", "b"), ("h2", "c d")] {
+        let config = with(&format!("{file}host = {host:?}")).expect("valid");
+        assert_eq!(config.placement.zone, zone);
+    }
+    for (lines, says) in [
+        (format!("{file}host = \"h3\""), "no line for the host h3"),
+        (file.clone(), "without host"),
+        ("host = \"h1\"".to_owned(), "without zones_file"),
+        (
+            format!("{file}host = \"h1\"\nzone = \"a\""),
+            "beside zones_file",
+        ),
+        (
+            "zones_file = \"/nowhere\"\nhost = \"h1\"".to_owned(),
+            "cannot be read",
+        ),
+    ] {
+        let error = with(&lines).expect_err("refused").to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn only_a_node_in_development_goes_without_certificates() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let load = |text: &str, mode| {
+        let path = folder.path().join("node.toml");
+        std::fs::write(&path, text).expect("written");
+        Config::load(&path, mode)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    let tls = "[tls]\nca = \"ca\"\ncertificate = \"c\"\nkey = \"k\"\n";
+    let auth = "[auth]\njwks = \"j\"\n";
+    let secured = format!("{MINIMAL}{tls}{auth}");
+    let open = secured.replace("127.0.0.1:1\"", "0.0.0.0:1\"");
+    assert_ne!(open, secured);
+    for (text, mode, says) in [
+        (MINIMAL.to_owned(), Mode::Production, "tls: is missing"),
+        (
+            format!("{MINIMAL}{tls}"),
+            Mode::Production,
+            "auth: needs jwks or server_keys",
+        ),
+        (
+            format!("{MINIMAL}{tls}[auth]"),
+            Mode::Production,
+            "auth: needs jwks or server_keys",
+        ),
+        (
+            format!("{MINIMAL}{tls}"),
+            Mode::Development,
+            "tls: is not used in development",
+        ),
+        (
+            format!("{MINIMAL}{auth}"),
+            Mode::Development,
+            "auth: is not used in development",
+        ),
+        (
+            MINIMAL.replace("127.0.0.1:1\"", "0.0.0.0:1\""),
+            Mode::Development,
+            "listen.client: 0.0.0.0:1 is not a loopback address",
+        ),
+        (
+            secured.replace("cluster_name = \"t\"", "cluster_name = \"a b\""),
+            Mode::Production,
+            "cluster_name: must be letters",
+        ),
+    ] {
+        let error = load(&text, mode).expect_err("refused");
+        assert!(error.contains(says), "{error}");
+    }
+    load(&open, Mode::Production).expect("any address");
+    load(
+        &open.replace(auth, "[auth]\nserver_keys = \"s\"\n"),
+        Mode::Production,
+    )
+    .expect("valid");
+    load(MINIMAL, Mode::Development).expect("valid");
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
+use carillon_auth::caller::{Access, Caller};
 use carillon_core::command::{encode_ack_cursor, encode_send};
 use carillon_core::{ClientMessageId, ConversationId, DeviceId, InboxSeq, Reply, UserId};
 use carillon_proto::internal::{self, answer, query};
@@ -29,10 +30,12 @@ use super::registry::Listener;
 use super::session::{Session, SessionBody};
 use super::{Gateway, content, now_ms};
 use crate::router::{CommandSink, OpError};
+use crate::security::denied;
 
 /// Answers a `Connect` request: the stream lives on in a task and in the body.
 pub(super) fn connect(
     gateway: &Arc<Gateway>,
+    caller: Caller,
     request: http::Request<tonic::body::Body>,
 ) -> http::Response<tonic::body::Body> {
     let (parts, body) = request.into_parts();
@@ -47,7 +50,7 @@ pub(super) fn connect(
             .insert("grpc-accept-encoding", identity);
         return response;
     }
-    let (number, session) = match gateway.open_session() {
+    let (number, session) = match gateway.open_session(caller) {
         Ok(opened) => opened,
         Err(failure) => return failure.into_status().into_http(),
     };
@@ -88,7 +91,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn check(hello: Hello) -> Result<Self, Failure> {
+    fn check(hello: Hello, caller: &Caller) -> Result<Self, Failure> {
         if hello.platform.len() > PLATFORM_BYTES_MAX {
             let actual = hello.platform.len() as u64;
             return Err(Failure::argument_limit(
@@ -97,9 +100,14 @@ impl Identity {
                 actual,
             ));
         }
+        let user = UserId::parse(hello.user_id)?;
+        let device = DeviceId::parse(hello.device_id)?;
+        caller
+            .may_chat_as(user.as_str(), Some(device.as_str()), Access::Write)
+            .map_err(|why| denied(&why))?;
         Ok(Self {
-            user: UserId::parse(hello.user_id)?,
-            device: DeviceId::parse(hello.device_id)?,
+            user,
+            device,
             platform: hello.platform,
             inbox_cursor: hello.inbox_cursor,
         })
@@ -160,7 +168,7 @@ impl Reader {
         let refused = match std::future::poll_fn(|cx| self.poll_wake(cx)).await {
             Wake::Frame(Some(Ok(ClientFrame {
                 frame: Some(Frame::Hello(hello)),
-            }))) => match Identity::check(hello) {
+            }))) => match Identity::check(hello, self.session.caller()) {
                 Ok(identity) => return Some(identity),
                 Err(failure) => failure,
             },

@@ -53,6 +53,7 @@ pub(super) enum KickReason {
     Draining,
     HeartbeatTimeout,
     ProtocolError,
+    CredentialEnded,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

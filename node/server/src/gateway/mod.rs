@@ -33,6 +33,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use carillon_auth::caller::Caller;
 use carillon_core::{NodeId, ShardId, UserId};
 use parking_lot::Mutex;
 use rand::Rng;
@@ -45,10 +46,14 @@ pub use self::limits::Limits;
 pub use self::metrics::GatewayMetrics;
 use self::pushes::Pushes;
 use self::registry::{Listener, Registry};
-pub use self::service::{ChatService, Explained};
+pub use self::service::{ChatService, Explained, Known};
 use self::session::{Place, Places, Session};
 use self::subscriptions::Subscriptions;
 use crate::router::Router;
+use crate::security::Security;
+
+/// How often it is looked for streams whose token has ended.
+const CREDENTIALS_LOOK: Duration = Duration::from_secs(5);
 
 /// What a gateway is made of.
 pub struct GatewayOptions {
@@ -60,6 +65,8 @@ pub struct GatewayOptions {
     pub router: Arc<Router>,
     /// What is counted.
     pub metrics: Arc<GatewayMetrics>,
+    /// Who may call.
+    pub security: Arc<Security>,
 }
 
 /// See the module.
@@ -68,6 +75,7 @@ pub struct Gateway {
     limits: Limits,
     router: Arc<Router>,
     metrics: Arc<GatewayMetrics>,
+    security: Arc<Security>,
     registry: Arc<Registry>,
     subscriptions: Arc<Subscriptions>,
     pushes: Arc<Pushes>,
@@ -99,6 +107,7 @@ impl Gateway {
             limits,
             router,
             metrics,
+            security,
         } = options;
         let registry = Arc::new(Registry::new());
         let subscriptions = Subscriptions::new(node_id, router.clone(), registry.clone());
@@ -107,6 +116,7 @@ impl Gateway {
             limits,
             router,
             metrics,
+            security,
             registry,
             subscriptions,
             pushes: Arc::default(),
@@ -162,6 +172,34 @@ impl Gateway {
     /// `Connect` and `SyncStream` streams and waiting `Sync` calls.
     pub fn sessions(&self) -> usize {
         self.places.taken()
+    }
+
+    /// Ends the streams of those who would not be let in any more, until the node stops: their
+    /// token has ended, or its key or the server's was taken back.
+    pub async fn see_out(self: Arc<Self>) {
+        if self.security.tls().is_none() {
+            return;
+        }
+        let mut changes = self.security.watch_changes();
+        let mut look = tokio::time::interval(CREDENTIALS_LOOK);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+            let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+            for session in sessions.iter().filter_map(Weak::upgrade) {
+                if let Err(failure) = self.security.still_knows(session.caller()) {
+                    session.see_out(failure);
+                }
+                // There may be many, and others wait for this thread.
+                tokio::task::coop::consume_budget().await;
+            }
+        }
     }
 
     /// Refuses new streams, asks the clients of the others to connect elsewhere, each
@@ -252,11 +290,12 @@ impl Gateway {
     }
 
     /// A new stream, and the number it has here.
-    fn open_session(&self) -> Result<(u64, Arc<Session>), Failure> {
+    fn open_session(&self, caller: Caller) -> Result<(u64, Arc<Session>), Failure> {
         let place = self.admit()?;
         let session = Session::new(
             self.limits.session_queue_bytes_max,
             self.metrics.clone(),
+            caller,
             place,
         );
         let number = self.session_counter.fetch_add(1, Ordering::Relaxed);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use carillon_auth::caller::Caller;
 use carillon_core::Reply;
 use carillon_proto::v1::server_frame::Frame;
 use carillon_proto::v1::{Kick, Sent, kick};
@@ -89,11 +90,17 @@ pub(super) struct Session {
     /// The task that reads frames: waits for space, or for the end.
     reader: AtomicWaker,
     metrics: Arc<GatewayMetrics>,
+    caller: Caller,
     _place: Place,
 }
 
 impl Session {
-    pub fn new(queue_bytes_max: usize, metrics: Arc<GatewayMetrics>, place: Place) -> Arc<Self> {
+    pub fn new(
+        queue_bytes_max: usize,
+        metrics: Arc<GatewayMetrics>,
+        caller: Caller,
+        place: Place,
+    ) -> Arc<Self> {
         metrics.sessions.inc();
         Arc::new(Self {
             inner: Mutex::new(Inner {
@@ -103,8 +110,14 @@ impl Session {
             }),
             reader: AtomicWaker::new(),
             metrics,
+            caller,
             _place: place,
         })
+    }
+
+    /// Whose stream it is.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     /// Changes the queue and wakes the body if it waits for something to send.
@@ -234,6 +247,16 @@ impl Session {
         self.kick(KickReason::HeartbeatTimeout, end, true);
     }
 
+    /// The client's credential is worth nothing any more.
+    pub fn see_out(&self, failure: Failure) {
+        let kick = kick_frame(KickReason::CredentialEnded, &failure.message, 0);
+        let end = End {
+            kick: Some(kick),
+            status: failure.into_status(),
+        };
+        self.kick(KickReason::CredentialEnded, end, false);
+    }
+
     /// The client sent what the protocol does not allow.
     pub fn protocol_error(&self, failure: Failure) {
         let kick = kick_frame(KickReason::ProtocolError, &failure.message, 0);
@@ -352,6 +375,7 @@ fn kick_frame(reason: KickReason, message: &str, reconnect_after_ms: u32) -> Kic
         KickReason::Draining => kick::Reason::Draining,
         KickReason::HeartbeatTimeout => kick::Reason::HeartbeatTimeout,
         KickReason::ProtocolError => kick::Reason::ProtocolError,
+        KickReason::CredentialEnded => kick::Reason::CredentialEnded,
     };
     let message = if reason == kick::Reason::Draining {
         "this node is stopping; connect to another one"
@@ -421,7 +445,7 @@ mod tests {
     /// A live stream whose queue takes no delivery beyond a few bytes.
     fn session() -> Arc<Session> {
         let place = Arc::<Places>::default().take(1).expect("a place");
-        let session = Session::new(100, Arc::default(), place);
+        let session = Session::new(100, Arc::default(), Caller::Anyone, place);
         assert!(session.go_live(
             0,
             |_| Frame::Welcome(carillon_proto::v1::Welcome::default())

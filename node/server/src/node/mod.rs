@@ -44,13 +44,16 @@ use crate::join::join;
 use crate::metrics::{ConnectionMetrics, MetricsPage, NodeMetrics, registry};
 use crate::peer::Peers;
 use crate::peer::calls::PeerCalls;
+use crate::peer::dial::Dialer;
 use crate::peer::outgoing::Outgoing;
 use crate::peer::snapshot::prepare_directory;
 use crate::router::Router;
+use crate::security::Security;
 use crate::shard::beat::Beat;
 use crate::shard::{Replica, Services};
+use crate::socket;
 use local::{LocalReplicas, Presence};
-use serve::{serve_clients, serve_peers};
+use serve::{serve_clients, serve_local, serve_operators, serve_peers};
 use steering::Sight;
 pub use steering::supported_by;
 
@@ -67,6 +70,7 @@ pub struct Node {
     log: NodeLog,
     services: Services,
     identity: Arc<Identity>,
+    security: Arc<Security>,
     local: Arc<LocalReplicas>,
     links: Arc<Links>,
     calls: PeerCalls,
@@ -128,15 +132,22 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     let client_listener = crate::http::bind("clients", config.listen.client).await?;
     let peer_listener = crate::http::bind("peers", config.listen.peer).await?;
     let http_listener = crate::http::bind("metrics and probes", config.listen.http).await?;
+    let admin_listener = match config.listen.admin {
+        Some(address) => Some(crate::http::bind("operators", address).await?),
+        None => None,
+    };
+    // Before anything is opened too: certificates that do not fit are for who starts it.
+    let security = Security::load(&config)?;
     let store = open_store(&config)?;
+    let dialer = Dialer::new(security.tls().cloned());
     if let Some(cluster) = config.join.clone() {
         let joined = tokio::select! {
-            joined = join(&store, &config, &cluster) => joined?,
+            joined = join(&store, &config, &cluster, &dialer) => joined?,
             () = &mut stop => return Ok(Ended::Stopped),
         };
         config.node_id = joined.0;
     }
-    let node = Node::open(config, store)?;
+    let node = Node::open(config, store, security, dialer)?;
     let cluster = node.cluster().clone();
     let peers = Arc::new(Peers {
         cluster: cluster.clone(),
@@ -162,6 +173,10 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     tokio::spawn(node.clone().give_leads_back());
     tokio::spawn(node.clone().steer());
     tokio::spawn(node.clone().follow_standing());
+    tokio::spawn(serve_local(node.clone()));
+    if let Some(listener) = admin_listener {
+        tokio::spawn(serve_operators(node.clone(), listener));
+    }
     let serving = tokio::spawn(serve_clients(node.clone(), client_listener));
     let ended = tokio::select! {
         served = serving => {
@@ -172,13 +187,19 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
         () = node.restart.notified() => Ended::Restarts,
     };
     node.leave().await;
+    socket::remove(&socket::path(&node.config.data_dir));
     Ok(ended)
 }
 
 impl Node {
-    fn open(config: Config, store: Store) -> anyhow::Result<Arc<Self>> {
+    fn open(
+        config: Config,
+        store: Store,
+        security: Arc<Security>,
+        dialer: Dialer,
+    ) -> anyhow::Result<Arc<Self>> {
         let data = &config.data_dir;
-        let identity = Arc::new(Identity::open(store.clone(), &config)?);
+        let identity = Arc::new(Identity::open(store.clone(), &config, dialer)?);
         let local = Arc::new(LocalReplicas::open(store.clone())?);
         let mut log_options = config.log.options(data);
         log_options.on_fatal = Arc::new(|error| die(&format!("Raft log: {error}")));
@@ -198,11 +219,13 @@ impl Node {
             limits: limits(&config),
             router: router.clone(),
             metrics: gateway_metrics,
+            security: security.clone(),
         });
         let fanout = Fanout::new(cluster.clone(), router.clone());
         let beat = Beat::new(&config.raft);
         Ok(Arc::new(Self {
             flusher: Flusher::new(store.clone()),
+            security,
             store,
             log,
             services: Services {
@@ -269,6 +292,11 @@ impl Node {
         &self.identity
     }
 
+    /// Who may talk to this node.
+    pub fn security(&self) -> &Arc<Security> {
+        &self.security
+    }
+
     /// Where the log of a replica here ends, with its number; none when there is none. Also of
     /// one that does not run.
     pub async fn log_end(&self, shard: ShardId) -> anyhow::Result<Option<(ReplicaId, LogEnd)>> {
@@ -296,6 +324,8 @@ impl Node {
         tokio::spawn(self.services.beat.clone().run());
         tokio::spawn(self.services.fanout.clone().run());
         tokio::spawn(self.services.gateway.clone().run());
+        tokio::spawn(self.services.gateway.clone().see_out());
+        tokio::spawn(self.security.clone().follow_files());
         tokio::spawn(flush::run(
             self.cluster().clone(),
             self.flusher.clone(),

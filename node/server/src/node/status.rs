@@ -143,6 +143,8 @@ impl Node {
             applies_held_back: self.flusher.held_back(),
             delayed_write_bytes_per_second: store.delayed_write_bytes_per_second,
             writes_stopped: u64::from(store.write_stopped),
+            certificate_ends_at_s: self.security.certificate_ends_at_s().unwrap_or(0),
+            reload_failures: self.security.reload_failures(),
         };
         self.page.render(&observed)
     }

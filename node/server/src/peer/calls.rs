@@ -12,7 +12,7 @@ use carillon_proto::internal::{StatusRequest, StatusResponse};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 
-use super::{Client, endpoint, peer_client};
+use super::{Client, peer_client};
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 
@@ -71,9 +71,9 @@ impl PeerCalls {
         {
             return Ok(client.clone());
         }
-        let endpoint = endpoint(&known.peer_address);
-        let endpoint = endpoint.map_err(|source| CallError::Address { node, source })?;
-        let client = peer_client(endpoint.connect_lazy(), &self.identity);
+        let channel = self.identity.dialer().connect_lazy(&known.peer_address);
+        let channel = channel.map_err(|source| CallError::Address { node, source })?;
+        let client = peer_client(channel, &self.identity);
         clients.insert(node, (known.peer_address.clone(), client.clone()));
         Ok(client)
     }

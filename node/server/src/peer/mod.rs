@@ -5,6 +5,7 @@
 //! own: Raft traffic, and everything else. The node with the smaller id dials.
 
 pub mod calls;
+pub mod dial;
 pub mod frames;
 pub mod group;
 pub mod outgoing;
@@ -24,7 +25,7 @@ use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::cluster::{Cluster, Route};
@@ -36,7 +37,6 @@ use crate::shard::queue::Origin;
 use frames::{PushTargets, read_push, read_settled, send_settled};
 pub use receive::SnapshotInbox;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(50);
 const DIAL_BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A connection that is silent for this long is asked for a sign of life.
@@ -80,18 +80,6 @@ pub struct Peers {
     pub identity: Arc<Identity>,
     /// Held while a relay link takes the place of another one, or ends.
     pub relay_changes: Mutex<()>,
-}
-
-/// An endpoint of a peer with the settings that all connections between nodes have.
-pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(format!("http://{address}"))?
-        .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true))
 }
 
 impl Peers {
@@ -184,7 +172,7 @@ impl Peers {
         link: &Arc<Link>,
         address: &str,
     ) -> anyhow::Result<(LinkEpoch, Inbound)> {
-        let channel = endpoint(address)?.connect().await?;
+        let channel = self.identity.dialer().connect(address).await?;
         let mut client = peer_client(channel, &self.identity);
         let out = link.open();
         let epoch = out.epoch();

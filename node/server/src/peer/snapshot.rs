@@ -29,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::cluster::Cluster;
 use crate::identity::Identity;
 use crate::peer::outgoing::{Outgoing, Sending, chunk_bytes};
-use crate::peer::{endpoint, peer_client};
+use crate::peer::peer_client;
 
 /// A file of a snapshot is ended when it has this many bytes.
 pub(super) const FILE_BYTES_TARGET: u64 = 64 << 20;
@@ -190,7 +190,7 @@ async fn send(
     let total = files.iter().map(|file| file.size_bytes).sum();
     let paths: Vec<PathBuf> = files.into_iter().map(|file| file.path).collect();
     let sending = sender.outgoing.begin(shard, to, total);
-    let channel = endpoint(&address)?.connect().await?;
+    let channel = sender.identity.dialer().connect(&address).await?;
     let mut client = peer_client(channel, &sender.identity);
     let reading = read_chunks(head, &paths, &sender.cluster, &sending, chunks);
     let installing = client.install_snapshot(ReceiverStream::new(receiver));

@@ -66,6 +66,7 @@ pub async fn run(
         .await
         .with_context(could_not)?;
     let client = Client::builder(&cluster.endpoints)
+        .credentials(cluster.credentials()?)
         .user(user)
         .device(arguments.device.unwrap_or_else(device_id))
         .platform("terminal")

@@ -167,6 +167,7 @@ fn spawn(binary: &Path, plan: &NodePlan) -> anyhow::Result<Running> {
     command
         .arg("--config")
         .arg(plan.config_path())
+        .arg("--dev")
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)

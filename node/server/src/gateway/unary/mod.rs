@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use carillon_auth::caller::Caller;
 use carillon_core::{Command, Refusal, Reply, Slot, UserId};
 use carillon_proto::internal::{self, answer, query};
 use carillon_proto::v1::chat_server::Chat;
@@ -45,6 +46,8 @@ pub(super) struct Unary {
 struct Call {
     gateway: Arc<Gateway>,
     user: UserId,
+    /// Whose credential it came with.
+    caller: Caller,
     deadline: Instant,
     /// True when the caller set the deadline, so that it cannot be moved.
     deadline_is_callers: bool,
@@ -70,6 +73,11 @@ impl Unary {
         let call = Call {
             gateway: self.gateway.clone(),
             user,
+            caller: request
+                .extensions()
+                .get()
+                .cloned()
+                .unwrap_or(Caller::Anyone),
             deadline: Instant::now() + (timeout - margin),
             deadline_is_callers: asked.is_some(),
         };

@@ -211,6 +211,8 @@ impl Following {
                 self.started = true;
             }
             let page = self.call.inbox_page(self.cursor, self.limit).await?;
+            // Whoever began this may not be let in any more.
+            self.call.gateway.security.still_knows(&self.call.caller)?;
             if !page.entries.is_empty() {
                 self.cursor = page.inbox_cursor;
                 return Ok(page);
