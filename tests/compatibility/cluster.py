@@ -64,6 +64,8 @@ class Node:
     http: str
     directory: pathlib.Path
     process: subprocess.Popen | None = None
+    # Without certificates, and nobody is asked who they are.
+    dev: bool = True
 
     @property
     def log(self) -> pathlib.Path:
@@ -72,6 +74,8 @@ class Node:
     def start(self) -> None:
         assert self.process is None, f"node {self.node_id} runs already"
         command = [str(node_binary()), "--config", str(self.directory / "node.toml")]
+        if self.dev:
+            command.append("--dev")
         # When the tests are killed, the nodes go with them.
         if setpriv := shutil.which("setpriv"):
             command = [setpriv, "--pdeathsig", "KILL", *command]
@@ -137,6 +141,7 @@ class Cluster:
         shards: int = 16,
         extra: str = "",
         replication_factor: int | None = None,
+        dev: bool = True,
     ) -> None:
         """Each shard has as many replicas as there are nodes, at most three, unless said."""
         factor = replication_factor or min(3, nodes)
@@ -147,6 +152,7 @@ class Cluster:
                 number,
                 *(f"127.0.0.1:{next(ports)}" for _ in range(3)),
                 directory=self.directory / f"node-{number}",
+                dev=dev,
             )
             for number in range(1, nodes + 1)
         ]
