@@ -7,9 +7,7 @@ pub mod security;
 pub mod spec;
 pub mod status;
 
-pub use change::{
-    AutoGrow, Canary, DeletionPolicy, FailureReplacement, ScaleIn, Storage, Update,
-};
+pub use change::{AutoGrow, Canary, DeletionPolicy, FailureReplacement, ScaleIn, Storage, Update};
 pub use security::{
     Auth, ClientCertificate, NetworkPolicySettings, SecretKey, SecretRef, Tls, TlsMode,
 };

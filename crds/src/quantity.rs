@@ -41,11 +41,13 @@ pub fn bytes(text: &str) -> Option<u64> {
 
 /// Bytes as people write them: `10Gi` where that is exact.
 pub fn text(bytes: u64) -> String {
-    let exact = ["Pi", "Ti", "Gi", "Mi", "Ki"].into_iter().find_map(|suffix| {
-        let (_, unit) = SUFFIXES.iter().find(|(known, _)| *known == suffix)?;
-        let whole = bytes > 0 && bytes.is_multiple_of(*unit);
-        whole.then(|| format!("{}{suffix}", bytes / unit))
-    });
+    let exact = ["Pi", "Ti", "Gi", "Mi", "Ki"]
+        .into_iter()
+        .find_map(|suffix| {
+            let (_, unit) = SUFFIXES.iter().find(|(known, _)| *known == suffix)?;
+            let whole = bytes > 0 && bytes.is_multiple_of(*unit);
+            whole.then(|| format!("{}{suffix}", bytes / unit))
+        });
     exact.unwrap_or_else(|| bytes.to_string())
 }
 

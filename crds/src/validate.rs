@@ -70,7 +70,11 @@ pub fn validate(cluster: &ImCluster) -> Vec<Broken> {
         "must be from 1 to 4095",
     );
     let size = quantity::bytes(&spec.storage.size);
-    check(size.is_some_and(|size| size > 0), "spec.storage.size", "must be a size such as 100Gi");
+    check(
+        size.is_some_and(|size| size > 0),
+        "spec.storage.size",
+        "must be a size such as 100Gi",
+    );
     if let Some(grow) = &spec.storage.auto_grow {
         check(
             quantity::bytes(&grow.max_size) >= size,
@@ -105,15 +109,19 @@ pub fn validate(cluster: &ImCluster) -> Vec<Broken> {
     if let Some(scale_in) = &spec.scale_in {
         let prefix = format!("{name}-");
         check(
-            scale_in.candidates.iter().all(|one| one.starts_with(&prefix)),
+            scale_in
+                .candidates
+                .iter()
+                .all(|one| one.starts_with(&prefix)),
             "spec.scaleIn.candidates",
             "must be names of members: the name of the ImCluster, '-' and a number",
         );
     }
     check(
-        spec.pod_template.labels.keys().all(|key| {
-            !key.starts_with("carillon.dev/") && !key.starts_with("app.kubernetes.io/")
-        }),
+        spec.pod_template
+            .labels
+            .keys()
+            .all(|key| !key.starts_with("carillon.dev/") && !key.starts_with("app.kubernetes.io/")),
         "spec.podTemplate.labels",
         "must not begin with carillon.dev/ or app.kubernetes.io/",
     );

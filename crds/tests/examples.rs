@@ -83,7 +83,12 @@ fn faults(schema: &Value, value: &Value, path: &str, found: &mut Vec<String>) {
 fn each_example_is_accepted_as_it_is() {
     for (path, value) in examples() {
         let mut found = Vec::new();
-        faults(&schema()["properties"]["spec"], &value["spec"], "spec", &mut found);
+        faults(
+            &schema()["properties"]["spec"],
+            &value["spec"],
+            "spec",
+            &mut found,
+        );
         assert_eq!(found, Vec::<String>::new(), "{path}");
         let typed: ImCluster = serde_json::from_value(value).expect("it parses");
         assert_eq!(validate(&typed), Vec::new(), "{path}");
@@ -99,5 +104,8 @@ fn a_misspelt_field_is_noticed() {
     let value = serde_json::json!({"version": "0.2.0", "storage": {"sise": "1Gi"}});
     let mut found = Vec::new();
     faults(&schema()["properties"]["spec"], &value, "spec", &mut found);
-    assert!(found.iter().any(|fault| fault.contains("sise")), "{found:?}");
+    assert!(
+        found.iter().any(|fault| fault.contains("sise")),
+        "{found:?}"
+    );
 }

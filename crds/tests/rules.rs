@@ -57,18 +57,39 @@ fn a_good_object_breaks_nothing() {
 fn each_rule_is_refused_with_its_message_by_both() {
     let long = "x".repeat(41);
     let cases: Vec<(Vec<(&str, Value)>, &str)> = vec![
-        (vec![("metadata/name", json!(long))], "metadata.name must be"),
-        (vec![("metadata/name", json!("1st"))], "metadata.name must be"),
-        (vec![("metadata/name", json!("a.b"))], "metadata.name must be"),
-        (vec![("spec/nodes", json!(2))], "spec.nodes must be at least"),
-        (vec![("spec/replicationFactor", json!(2))], "spec.replicationFactor must be odd"),
+        (
+            vec![("metadata/name", json!(long))],
+            "metadata.name must be",
+        ),
+        (
+            vec![("metadata/name", json!("1st"))],
+            "metadata.name must be",
+        ),
+        (
+            vec![("metadata/name", json!("a.b"))],
+            "metadata.name must be",
+        ),
+        (
+            vec![("spec/nodes", json!(2))],
+            "spec.nodes must be at least",
+        ),
+        (
+            vec![("spec/replicationFactor", json!(2))],
+            "spec.replicationFactor must be odd",
+        ),
         (
             vec![("spec/storage/autoGrow", json!({"maxSize": "9Gi"}))],
             "spec.storage.autoGrow.maxSize must be at least",
         ),
-        (vec![("spec/tls", json!({"mode": "Secret"}))], "spec.tls.secret must be set"),
         (
-            vec![("spec/tls", json!({"mode": "Operator", "secret": {"name": "ca"}}))],
+            vec![("spec/tls", json!({"mode": "Secret"}))],
+            "spec.tls.secret must be set",
+        ),
+        (
+            vec![(
+                "spec/tls",
+                json!({"mode": "Operator", "secret": {"name": "ca"}}),
+            )],
             "spec.tls.secret must be set",
         ),
         (vec![("spec/auth", json!({}))], "spec.auth needs jwks"),
@@ -92,7 +113,10 @@ fn each_rule_is_refused_with_its_message_by_both() {
             "spec.scaleIn.candidates must be names",
         ),
         (
-            vec![("spec/podTemplate", json!({"labels": {"carillon.dev/cluster": "mine"}}))],
+            vec![(
+                "spec/podTemplate",
+                json!({"labels": {"carillon.dev/cluster": "mine"}}),
+            )],
             "spec.podTemplate.labels must not",
         ),
     ];
@@ -114,11 +138,22 @@ fn what_cannot_be_changed_is_refused() {
     let cases: Vec<(Vec<(&str, Value)>, Vec<(&str, Value)>, &str)> = vec![
         (
             vec![("spec/nodes", json!(5))],
-            vec![("spec/nodes", json!(5)), ("spec/replicationFactor", json!(5))],
+            vec![
+                ("spec/nodes", json!(5)),
+                ("spec/replicationFactor", json!(5)),
+            ],
             "spec.replicationFactor cannot be changed",
         ),
-        (vec![], vec![("spec/shards", json!(32))], "spec.shards is how many"),
-        (vec![], vec![("spec/storage/size", json!("9Gi"))], "spec.storage.size must not shrink"),
+        (
+            vec![],
+            vec![("spec/shards", json!(32))],
+            "spec.shards is how many",
+        ),
+        (
+            vec![],
+            vec![("spec/storage/size", json!("9Gi"))],
+            "spec.storage.size must not shrink",
+        ),
         (
             vec![("spec/storage/className", json!("slow"))],
             vec![("spec/storage/className", json!("fast"))],
@@ -131,12 +166,21 @@ fn what_cannot_be_changed_is_refused() {
         ),
         (
             vec![],
-            vec![("spec/tls", json!({"mode": "Secret", "secret": {"name": "ca"}}))],
+            vec![(
+                "spec/tls",
+                json!({"mode": "Secret", "secret": {"name": "ca"}}),
+            )],
             "spec.tls.mode and spec.tls.secret cannot be changed",
         ),
         (
-            vec![("spec/tls", json!({"mode": "Secret", "secret": {"name": "ca"}}))],
-            vec![("spec/tls", json!({"mode": "Secret", "secret": {"name": "other"}}))],
+            vec![(
+                "spec/tls",
+                json!({"mode": "Secret", "secret": {"name": "ca"}}),
+            )],
+            vec![(
+                "spec/tls",
+                json!({"mode": "Secret", "secret": {"name": "other"}}),
+            )],
             "spec.tls.mode and spec.tls.secret cannot be changed",
         ),
     ];
@@ -156,7 +200,10 @@ fn what_may_change_is_accepted() {
         ("spec/version", json!("0.3.0")),
         ("spec/storage/size", json!("10.5Gi")),
         ("spec/paused", json!(true)),
-        ("spec/tls", json!({"mode": "Operator", "clients": {"secret": {"name": "public"}}})),
+        (
+            "spec/tls",
+            json!({"mode": "Operator", "clients": {"secret": {"name": "public"}}}),
+        ),
     ] {
         let refused = refusals(&with(std::slice::from_ref(&change)), Some(&good()));
         assert_eq!(refused, Vec::<String>::new(), "{change:?}");

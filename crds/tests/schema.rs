@@ -28,7 +28,9 @@ fn undescribed(schema: &Value, path: &str, found: &mut Vec<String>) {
     if let Some(properties) = schema["properties"].as_object() {
         for (name, property) in properties {
             let path = format!("{path}.{name}");
-            let described = property["description"].as_str().is_some_and(|text| text.len() > 5);
+            let described = property["description"]
+                .as_str()
+                .is_some_and(|text| text.len() > 5);
             if !described && !is_foreign(&path) {
                 found.push(path.clone());
             }
@@ -50,7 +52,15 @@ fn every_field_has_a_description() {
 
 /// What a structural schema of Kubernetes must not have.
 fn unstructural(schema: &Value, path: &str, found: &mut Vec<String>) {
-    for word in ["$ref", "oneOf", "anyOf", "allOf", "not", "const", "definitions"] {
+    for word in [
+        "$ref",
+        "oneOf",
+        "anyOf",
+        "allOf",
+        "not",
+        "const",
+        "definitions",
+    ] {
         if !schema[word].is_null() {
             found.push(format!("{path}: {word}"));
         }
@@ -87,7 +97,10 @@ fn names_columns_and_subresources_are_as_documented() {
     let version = &crd["spec"]["versions"][0];
     assert_eq!(version["name"], "v1alpha1");
     assert!(version["subresources"]["status"].is_object());
-    assert_eq!(version["subresources"]["scale"]["specReplicasPath"], ".spec.nodes");
+    assert_eq!(
+        version["subresources"]["scale"]["specReplicasPath"],
+        ".spec.nodes"
+    );
     let columns: Vec<&str> = version["additionalPrinterColumns"]
         .as_array()
         .expect("there are columns")
@@ -97,7 +110,14 @@ fn names_columns_and_subresources_are_as_documented() {
     assert_eq!(
         columns,
         [
-            "Nodes", "Ready", "Shards", "Version", "Available", "Reason", "Age", "Moving",
+            "Nodes",
+            "Ready",
+            "Shards",
+            "Version",
+            "Available",
+            "Reason",
+            "Age",
+            "Moving",
             "Operation"
         ]
     );
@@ -114,7 +134,10 @@ fn defaults_of_the_schema_and_of_the_types_agree() {
     let properties = schema()["properties"]["spec"]["properties"].clone();
     for (name, property) in properties.as_object().expect("the spec has fields") {
         if let Some(default) = property.get("default") {
-            let of_type = typed.get(name).cloned().unwrap_or_else(|| serde_json::json!([]));
+            let of_type = typed
+                .get(name)
+                .cloned()
+                .unwrap_or_else(|| serde_json::json!([]));
             assert_eq!(&of_type, default, "spec.{name}");
         }
     }

@@ -67,7 +67,10 @@ pub async fn create(client: &Client, namespace: &str, object: &Object) -> Result
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..Default::default()
     };
-    match api(client, namespace, object.kind).create(&params, &typed).await {
+    match api(client, namespace, object.kind)
+        .create(&params, &typed)
+        .await
+    {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(ApplyError::new("create", object.kind, &object.name, error)),
@@ -125,8 +128,11 @@ pub async fn sweep(
     kept: impl Fn(&str) -> bool,
 ) -> Result<(), ApplyError> {
     let api = api(client, namespace, kind);
-    let selector = format!("{CLUSTER_LABEL}={cluster},app.kubernetes.io/managed-by={FIELD_MANAGER}");
-    let found = api.list_metadata(&ListParams::default().labels(&selector)).await;
+    let selector =
+        format!("{CLUSTER_LABEL}={cluster},app.kubernetes.io/managed-by={FIELD_MANAGER}");
+    let found = api
+        .list_metadata(&ListParams::default().labels(&selector))
+        .await;
     let found = found.map_err(|error| ApplyError::new("list", kind, cluster, error))?;
     let gone: BTreeSet<(String, String)> = found
         .items

@@ -100,7 +100,12 @@ impl<C: Connect> Controller<C> {
         };
         let ours = watch::Config::default().labels(CLUSTER_LABEL);
         let caches = Caches {
-            clusters: watches.start("ImCluster", scope.api(&client), watch::Config::default(), own),
+            clusters: watches.start(
+                "ImCluster",
+                scope.api(&client),
+                watch::Config::default(),
+                own,
+            ),
             pods: watches.start("Pod", scope.api(&client), ours.clone(), owner),
             claims: watches.start("PersistentVolumeClaim", scope.api(&client), ours, owner),
             hosts: watches.start_hosts(Api::all(client)),
@@ -118,7 +123,9 @@ impl<C: Connect> Controller<C> {
         let mut queue = Queue::default();
         let mut running: JoinSet<(Key, Option<Duration>)> = JoinSet::new();
         loop {
-            let due = queue.next_due().unwrap_or_else(|| Instant::now() + LEADS_POLL);
+            let due = queue
+                .next_due()
+                .unwrap_or_else(|| Instant::now() + LEADS_POLL);
             let poll = Instant::now() + LEADS_POLL;
             // Cancel-safe: a touch or a result is taken by exactly one arm; the sleep is made anew.
             tokio::select! {
@@ -159,12 +166,7 @@ impl<C: Connect> Controller<C> {
         self.telemetry.clusters(self.caches.clusters.len());
     }
 
-    fn begin(
-        &self,
-        queue: &mut Queue,
-        running: &mut JoinSet<(Key, Option<Duration>)>,
-        key: Key,
-    ) {
+    fn begin(&self, queue: &mut Queue, running: &mut JoinSet<(Key, Option<Duration>)>, key: Key) {
         let (namespace, name) = &key;
         let reference = ObjectRef::<DeserializeGuard<ImCluster>>::new(name).within(namespace);
         let Some(found) = self.caches.clusters.get(&reference) else {
@@ -214,8 +216,14 @@ impl<C: Connect> Controller<C> {
     fn objects(&self, key: &Key) -> Objects {
         let (namespace, name) = key;
         Objects {
-            pods: self.caches.pods.state_filter(|pod| is_of(pod, namespace, name)),
-            claims: self.caches.claims.state_filter(|claim| is_of(claim, namespace, name)),
+            pods: self
+                .caches
+                .pods
+                .state_filter(|pod| is_of(pod, namespace, name)),
+            claims: self
+                .caches
+                .claims
+                .state_filter(|claim| is_of(claim, namespace, name)),
             hosts: self.caches.hosts.state(),
         }
     }
@@ -230,7 +238,10 @@ fn own<K: ResourceExt>(object: &K) -> Option<Key> {
 }
 
 fn owner<K: ResourceExt>(object: &K) -> Option<Key> {
-    Some((object.namespace()?, object.labels().get(CLUSTER_LABEL)?.clone()))
+    Some((
+        object.namespace()?,
+        object.labels().get(CLUSTER_LABEL)?.clone(),
+    ))
 }
 
 struct Watches {
@@ -264,18 +275,26 @@ impl Watches {
     /// Kubernetes nodes report all the time; only labels and readiness matter.
     fn start_hosts(&self, api: Api<Node>) -> Store<Node> {
         let mut known: HashMap<String, (BTreeMap<String, String>, bool)> = HashMap::new();
-        self.spawn("Node", api, watch::Config::default(), move |event| match event {
-            Event::Apply(host) | Event::InitApply(host) => {
-                let conditions = host.status.as_ref().and_then(|status| status.conditions.as_ref());
-                let mut conditions = conditions.into_iter().flatten();
-                let ready = conditions.any(|one| one.type_ == "Ready" && one.status == "True");
-                let state = (host.labels().clone(), ready);
-                let before = known.insert(host.name_any(), state.clone());
-                (before.as_ref() != Some(&state)).then_some(Touch::All)
-            }
-            Event::Delete(host) => known.remove(&host.name_any()).map(|_| Touch::All),
-            Event::Init | Event::InitDone => None,
-        })
+        self.spawn(
+            "Node",
+            api,
+            watch::Config::default(),
+            move |event| match event {
+                Event::Apply(host) | Event::InitApply(host) => {
+                    let conditions = host
+                        .status
+                        .as_ref()
+                        .and_then(|status| status.conditions.as_ref());
+                    let mut conditions = conditions.into_iter().flatten();
+                    let ready = conditions.any(|one| one.type_ == "Ready" && one.status == "True");
+                    let state = (host.labels().clone(), ready);
+                    let before = known.insert(host.name_any(), state.clone());
+                    (before.as_ref() != Some(&state)).then_some(Touch::All)
+                }
+                Event::Delete(host) => known.remove(&host.name_any()).map(|_| Touch::All),
+                Event::Init | Event::InitDone => None,
+            },
+        )
     }
 
     fn spawn<K>(

@@ -32,7 +32,8 @@ impl Events {
     }
 
     pub async fn warning(&self, cluster: &ImCluster, reason: &str, note: &str) {
-        self.publish(cluster, EventType::Warning, reason, note).await;
+        self.publish(cluster, EventType::Warning, reason, note)
+            .await;
     }
 
     /// A step that was taken, if people look for such.
@@ -55,7 +56,11 @@ impl Events {
             action: reason.to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &cluster.object_ref(&())).await {
+        if let Err(error) = self
+            .recorder
+            .publish(&event, &cluster.object_ref(&()))
+            .await
+        {
             tracing::warn!(%error, reason, "an event could not be written");
         }
     }
@@ -70,11 +75,15 @@ fn told(step: &Step) -> Option<(&'static str, String)> {
         }
         Step::GrowVolume { member, bytes, .. } => {
             let size = carillon_crds::quantity::text(*bytes);
-            ("VolumeGrows", format!("the volume of {member} grows to {size}"))
+            (
+                "VolumeGrows",
+                format!("the volume of {member} grows to {size}"),
+            )
         }
-        Step::DeleteVolume { member, .. } => {
-            ("VolumeDeleted", format!("deleted the volume of {member}: nothing is left on it"))
-        }
+        Step::DeleteVolume { member, .. } => (
+            "VolumeDeleted",
+            format!("deleted the volume of {member}: nothing is left on it"),
+        ),
         Step::SetStanding {
             node,
             member,

@@ -119,7 +119,9 @@ impl Election {
         }
         lease.spec = Some(self.spec(Some(&spec)));
         // With the resource version that was read: refused if somebody was faster.
-        self.leases.replace(NAME, &PostParams::default(), &lease).await?;
+        self.leases
+            .replace(NAME, &PostParams::default(), &lease)
+            .await?;
         self.seen = None;
         Ok(true)
     }
@@ -139,7 +141,9 @@ impl Election {
     fn spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         let ours = before.filter(|spec| spec.holder_identity.as_ref() == Some(&self.identity));
-        let transitions = before.and_then(|spec| spec.lease_transitions).unwrap_or_default();
+        let transitions = before
+            .and_then(|spec| spec.lease_transitions)
+            .unwrap_or_default();
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: i32::try_from(LEASE.as_secs()).ok(),
@@ -161,7 +165,9 @@ impl Election {
         };
         if spec.holder_identity.as_ref() == Some(&self.identity) {
             spec.holder_identity = None;
-            self.leases.replace(NAME, &PostParams::default(), &lease).await?;
+            self.leases
+                .replace(NAME, &PostParams::default(), &lease)
+                .await?;
         }
         Ok(())
     }

@@ -23,10 +23,18 @@ struct Options {
     #[arg(long, env = "CARILLON_OPERATOR_NAMESPACE")]
     namespace: Option<String>,
     /// Where the nodes' images come from when an ImCluster names none; its version is the tag.
-    #[arg(long, env = "CARILLON_OPERATOR_IMAGE_REPOSITORY", default_value = "carillon-node")]
+    #[arg(
+        long,
+        env = "CARILLON_OPERATOR_IMAGE_REPOSITORY",
+        default_value = "carillon-node"
+    )]
     image_repository: String,
     /// The namespace of the Lease by which operators agree on who writes.
-    #[arg(long, env = "CARILLON_OPERATOR_LEASE_NAMESPACE", default_value = "carillon-system")]
+    #[arg(
+        long,
+        env = "CARILLON_OPERATOR_LEASE_NAMESPACE",
+        default_value = "carillon-system"
+    )]
     lease_namespace: String,
     /// What this operator is called in the Lease and in events; different for each.
     #[arg(long, env = "CARILLON_OPERATOR_IDENTITY")]
@@ -64,7 +72,9 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context("no API server is configured")?;
+    let client = Client::try_default()
+        .await
+        .context("no API server is configured")?;
     let stop = CancellationToken::new();
     let election = Election::new(
         client.clone(),
@@ -83,7 +93,9 @@ async fn run(options: Options) -> anyhow::Result<()> {
         None => Scope::All,
     };
     // Whether Prometheus' operator is there is looked up once: it comes with a restart.
-    let has_pod_monitors = kube::discovery::group(&client, "monitoring.coreos.com").await.is_ok();
+    let has_pod_monitors = kube::discovery::group(&client, "monitoring.coreos.com")
+        .await
+        .is_ok();
     let reconciler = Reconciler::new(
         client.clone(),
         Grpc,
@@ -95,7 +107,12 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let controller = Controller::start(reconciler, &scope, telemetry, options.passes_max, &stop);
     let electing = tokio::spawn(election.run(stop.clone()));
     let controlling = tokio::spawn(controller.run(stop.clone()));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?scope, has_pod_monitors, "started");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        ?scope,
+        has_pod_monitors,
+        "started"
+    );
     let mut terminate = signal(SignalKind::terminate())?;
     // Cancel-safe: it is awaited once.
     tokio::select! {

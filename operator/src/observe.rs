@@ -47,7 +47,11 @@ pub struct Kubernetes {
 
 impl Kubernetes {
     pub fn members(&self) -> BTreeSet<MemberName> {
-        self.pods.keys().chain(self.claims.keys()).cloned().collect()
+        self.pods
+            .keys()
+            .chain(self.claims.keys())
+            .cloned()
+            .collect()
     }
 }
 
@@ -86,13 +90,21 @@ pub fn understand(cluster: &str, namespace: &str, zone_key: &str, objects: &Obje
 
 fn member<K: ResourceExt>(cluster: &str, namespace: &str, object: &K) -> Option<MemberName> {
     let labels = object.labels();
-    let ours = labels.get(CLUSTER_LABEL).is_some_and(|label| label == cluster)
+    let ours = labels
+        .get(CLUSTER_LABEL)
+        .is_some_and(|label| label == cluster)
         && object.namespace().as_deref() == Some(namespace);
     MemberName::parse(cluster, labels.get(MEMBER_LABEL).filter(|_| ours)?)
 }
 
 fn endpoint(namespace: &str, member: &MemberName, pod: &Pod) -> Option<Endpoint> {
-    let address = pod.status.as_ref()?.pod_ip.as_ref()?.parse::<IpAddr>().ok()?;
+    let address = pod
+        .status
+        .as_ref()?
+        .pod_ip
+        .as_ref()?
+        .parse::<IpAddr>()
+        .ok()?;
     let running = pod.metadata.deletion_timestamp.is_none();
     running.then(|| Endpoint {
         address,
@@ -123,7 +135,9 @@ pub fn seconds(time: &Time) -> u64 {
 
 fn pod_seen(pod: &Pod) -> plan::Pod {
     let status = pod.status.as_ref();
-    let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    let phase = status
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or_default();
     let conditions = status.and_then(|status| status.conditions.as_ref());
     let condition = |kind: &str| {
         let mut all = conditions.into_iter().flatten();
@@ -134,31 +148,44 @@ fn pod_seen(pod: &Pod) -> plan::Pod {
         .and_then(|status| status.container_statuses.as_ref())
         .and_then(|all| all.first());
     let state = container.and_then(|container| container.state.as_ref());
-    let waiting = state.and_then(|state| state.waiting.as_ref()).map(|waiting| {
-        let reason = waiting.reason.clone().unwrap_or_default();
-        match &waiting.message {
-            Some(message) => format!("{reason}: {message}"),
-            None => reason,
-        }
-    });
+    let waiting = state
+        .and_then(|state| state.waiting.as_ref())
+        .map(|waiting| {
+            let reason = waiting.reason.clone().unwrap_or_default();
+            match &waiting.message {
+                Some(message) => format!("{reason}: {message}"),
+                None => reason,
+            }
+        });
     let unscheduled = condition("PodScheduled")
         .filter(|scheduled| scheduled.status == "False")
         .and_then(|scheduled| scheduled.message.clone());
     let annotations = pod.annotations();
     plan::Pod {
         uid: Uid(pod.uid().unwrap_or_default()),
-        revision: Revision(annotations.get(REVISION_ANNOTATION).cloned().unwrap_or_default()),
+        revision: Revision(
+            annotations
+                .get(REVISION_ANNOTATION)
+                .cloned()
+                .unwrap_or_default(),
+        ),
         host: pod
             .spec
             .as_ref()
             .and_then(|spec| spec.node_name.clone())
             .map(HostName),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        founds: annotations.get(START_ANNOTATION).is_some_and(|start| start == "found"),
+        founds: annotations
+            .get(START_ANNOTATION)
+            .is_some_and(|start| start == "found"),
         ended: matches!(phase, "Succeeded" | "Failed"),
         started: state.is_some_and(|state| state.running.is_some()),
         ready_since_s: ready.map(|ready| {
-            ready.last_transition_time.as_ref().map(seconds).unwrap_or_default()
+            ready
+                .last_transition_time
+                .as_ref()
+                .map(seconds)
+                .unwrap_or_default()
         }),
         restarts: container
             .map(|container| u32::try_from(container.restart_count).unwrap_or_default())
@@ -175,7 +202,10 @@ fn claim_seen(claim: &PersistentVolumeClaim) -> plan::Claim {
     };
     let resources = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
     let requests = resources.and_then(|resources| resources.requests.as_ref());
-    let capacity = claim.status.as_ref().and_then(|status| status.capacity.as_ref());
+    let capacity = claim
+        .status
+        .as_ref()
+        .and_then(|status| status.capacity.as_ref());
     let annotations = claim.annotations();
     plan::Claim {
         uid: Uid(claim.uid().unwrap_or_default()),
@@ -191,7 +221,10 @@ fn claim_seen(claim: &PersistentVolumeClaim) -> plan::Claim {
 }
 
 fn host_seen(host: &Node) -> plan::Host {
-    let conditions = host.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let conditions = host
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
     let taints = host.spec.as_ref().and_then(|spec| spec.taints.as_ref());
     let mut taints = taints.into_iter().flatten();

@@ -112,7 +112,11 @@ mod tests {
         queue.touch(key("chat"), later);
         assert_eq!(queue.take(later + BACKOFF_MAX), None, "it is running");
         queue.done(&key("chat"), Some(Duration::from_secs(30)), later, 0.5);
-        assert_eq!(queue.take(later + GATHER), Some(key("chat")), "it was touched");
+        assert_eq!(
+            queue.take(later + GATHER),
+            Some(key("chat")),
+            "it was touched"
+        );
         queue.done(&key("chat"), Some(Duration::from_secs(30)), later, 0.5);
         assert_eq!(queue.next_due(), Some(later + Duration::from_secs(30)));
     }

@@ -29,9 +29,8 @@ use crate::cluster::{Admin, AdminError, Connect, Credentials, Seen, Whose};
 use crate::events::Events;
 use crate::lease::Leadership;
 use crate::observe::{self, Kubernetes, Objects};
-use crate::plan::{
-    Desired, MemberName, Observed, Plan, Step, plan,
-};
+use crate::plan::{Desired, MemberName, Observed, Plan, Step, plan};
+use crate::queue::Key;
 use crate::resolve::{self, Target};
 use crate::secrets::{self, SecretsError};
 use crate::status::{self, Facts};
@@ -82,7 +81,8 @@ pub struct Reconciler<C> {
     /// Where images come from when the spec names none.
     pub image_repository: String,
     pub has_pod_monitors: bool,
-    memory: Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<Memory>>>>,
+    /// By namespace and name; a pass holds its own for its whole time.
+    memory: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Memory>>>>,
 }
 
 /// What one look gave.
@@ -116,7 +116,10 @@ impl<C: Connect> Reconciler<C> {
     /// Forgets what was kept of an ImCluster that is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         let key = (namespace.to_owned(), name.to_owned());
-        self.memory.lock().unwrap_or_else(|held| held.into_inner()).remove(&key);
+        self.memory
+            .lock()
+            .unwrap_or_else(|held| held.into_inner())
+            .remove(&key);
     }
 
     fn memory(&self, namespace: &str, name: &str) -> Arc<tokio::sync::Mutex<Memory>> {
@@ -156,7 +159,8 @@ impl<C: Connect> Reconciler<C> {
         let result = match deleting || desired.paused {
             true => Ok(()),
             false => {
-                self.surround(&context, &files, &look, &planned, &mut memory).await
+                self.surround(&context, &files, &look, &planned, &mut memory)
+                    .await
             }
         };
         let result = match result {
@@ -187,9 +191,21 @@ impl<C: Connect> Reconciler<C> {
     }
 
     fn target(&self, cluster: &ImCluster, look: &Look<C::Admin>) -> Target {
-        let known = cluster.status.as_ref().and_then(|status| status.cluster_version);
-        let version = look.seen.as_ref().map(|seen| seen.cluster_version).or(known);
-        resolve::target(cluster, &self.image_repository, &look.kubernetes.running, version)
+        let known = cluster
+            .status
+            .as_ref()
+            .and_then(|status| status.cluster_version);
+        let version = look
+            .seen
+            .as_ref()
+            .map(|seen| seen.cluster_version)
+            .or(known);
+        resolve::target(
+            cluster,
+            &self.image_repository,
+            &look.kubernetes.running,
+            version,
+        )
     }
 
     /// Looks at the cluster itself, and puts it beside what Kubernetes has.
@@ -210,7 +226,11 @@ impl<C: Connect> Reconciler<C> {
         let mut admin = None;
         let mut seen = Err("its certificates are not made yet".to_owned());
         if let Some(credentials) = &memory.credentials {
-            match self.connect.connect(&kubernetes.endpoints, credentials).await {
+            match self
+                .connect
+                .connect(&kubernetes.endpoints, credentials)
+                .await
+            {
                 Ok(connected) => {
                     // Who may have to be restarted is the plan's to say; asking for all is cheap.
                     let members = kubernetes.members();
@@ -223,7 +243,10 @@ impl<C: Connect> Reconciler<C> {
                 Err(error) => seen = Err(error.to_string()),
             }
         }
-        let known = cluster.status.as_ref().and_then(|status| status.cluster_id.clone());
+        let known = cluster
+            .status
+            .as_ref()
+            .and_then(|status| status.cluster_id.clone());
         let answered = seen.as_ref().ok().map(|seen| seen.cluster.id.clone());
         let observed = Observed {
             now_s: now_s(),
@@ -231,7 +254,10 @@ impl<C: Connect> Reconciler<C> {
             claims: kubernetes.claims.clone(),
             pods: kubernetes.pods.clone(),
             hosts: kubernetes.hosts.clone(),
-            cluster: seen.as_ref().map(|seen| seen.cluster.clone()).map_err(Clone::clone),
+            cluster: seen
+                .as_ref()
+                .map(|seen| seen.cluster.clone())
+                .map_err(Clone::clone),
         };
         Look {
             kubernetes,
@@ -266,10 +292,15 @@ impl<C: Connect> Reconciler<C> {
         };
         let all = objects::all(context, &around);
         let bodies: Vec<&serde_json::Value> = all.iter().map(|object| &object.body).collect();
-        let hash = crate::build::hash(json!([bodies, look.kubernetes.files]).to_string().as_bytes());
-        let current = memory.applied.as_ref().is_some_and(|(applied, when)| {
-            *applied == hash && when.elapsed() < APPLY_AGAIN_AFTER
-        });
+        let hash = crate::build::hash(
+            json!([bodies, look.kubernetes.files])
+                .to_string()
+                .as_bytes(),
+        );
+        let current = memory
+            .applied
+            .as_ref()
+            .is_some_and(|(applied, when)| *applied == hash && when.elapsed() < APPLY_AGAIN_AFTER);
         if current {
             return Ok(());
         }
@@ -278,7 +309,11 @@ impl<C: Connect> Reconciler<C> {
         let made = secrets::ensure(&self.client, context, &members, now).await?;
         for name in &made.renewed {
             self.events
-                .normal(context.cluster, "CertificateIssued", &format!("made a certificate: {name}"))
+                .normal(
+                    context.cluster,
+                    "CertificateIssued",
+                    &format!("made a certificate: {name}"),
+                )
                 .await;
         }
         memory.certificates = Some(CertificateStatus {
@@ -329,10 +364,12 @@ impl<C: Connect> Reconciler<C> {
                     tracing::info!(?step, "no longer planned");
                     continue;
                 }
-                self.take(&cluster, &target, &files, step, fresh.admin.as_ref()).await
+                self.take(&cluster, &target, &files, step, fresh.admin.as_ref())
+                    .await
             } else {
                 let (_, files, target) = self.desire(cluster, look)?;
-                self.take(cluster, &target, &files, step, look.admin.as_ref()).await
+                self.take(cluster, &target, &files, step, look.admin.as_ref())
+                    .await
             };
             match done {
                 Ok(()) => self.events.step(cluster, step).await,
@@ -341,7 +378,9 @@ impl<C: Connect> Reconciler<C> {
                     tracing::info!(%error, "overtaken");
                 }
                 Err(error) => {
-                    self.events.warning(cluster, "StepFailed", &error.to_string()).await;
+                    self.events
+                        .warning(cluster, "StepFailed", &error.to_string())
+                        .await;
                     return Err(error);
                 }
             }
@@ -455,7 +494,9 @@ impl<C: Connect> Reconciler<C> {
                 failure_replacement_after_s,
                 lost_nodes_max,
             } => {
-                admin?.set_policy(*failure_replacement_after_s, *lost_nodes_max).await?;
+                admin?
+                    .set_policy(*failure_replacement_after_s, *lost_nodes_max)
+                    .await?;
             }
             Step::RemoveFinalizer => self.set_finalizers(cluster, namespace, false).await?,
         }
@@ -499,7 +540,11 @@ impl<C: Connect> Reconciler<C> {
         }});
         let clusters: Api<ImCluster> = Api::namespaced(self.client.clone(), namespace);
         clusters
-            .patch(&cluster.name_any(), &PatchParams::default(), &Patch::Merge(&change))
+            .patch(
+                &cluster.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(&change),
+            )
             .await?;
         Ok(())
     }

@@ -26,7 +26,10 @@ pub fn target(
     cluster_version: Option<u32>,
 ) -> Target {
     let version = cluster.spec.version.clone();
-    let releases: Vec<&str> = running.iter().map(|(version, _)| version.as_str()).collect();
+    let releases: Vec<&str> = running
+        .iter()
+        .map(|(version, _)| version.as_str())
+        .collect();
     let refused = versions::refusal(&version, &releases, cluster_version);
     let oldest = running
         .iter()
@@ -55,7 +58,10 @@ fn whole_seconds(duration: kube::core::Duration) -> u64 {
 
 pub fn desired(context: &Context<'_>, files: &NodeFiles, refused: Option<String>) -> Desired {
     let spec = &context.cluster.spec;
-    let candidates = spec.scale_in.iter().flat_map(|scale_in| &scale_in.candidates);
+    let candidates = spec
+        .scale_in
+        .iter()
+        .flat_map(|scale_in| &scale_in.candidates);
     let grow = spec.storage.auto_grow.as_ref();
     Desired {
         cluster: context.name.to_owned(),
@@ -70,7 +76,11 @@ pub fn desired(context: &Context<'_>, files: &NodeFiles, refused: Option<String>
         roll: Roll {
             paused: spec.update.paused,
             min_ready_s: whole_seconds(spec.update.min_ready),
-            soak_s: spec.update.canary.as_ref().map(|canary| whole_seconds(canary.soak)),
+            soak_s: spec
+                .update
+                .canary
+                .as_ref()
+                .map(|canary| whole_seconds(canary.soak)),
         },
         replacement: Replacement {
             after_s: u32::try_from(whole_seconds(spec.failure_replacement.after))

@@ -115,7 +115,10 @@ fn hosts(context: &Context<'_>, member: &MemberName) -> Vec<String> {
     let mut all = Vec::new();
     for service in &services {
         all.push(names::host(service, context.namespace));
-        all.push(format!("{}.cluster.local", names::host(service, context.namespace)));
+        all.push(format!(
+            "{}.cluster.local",
+            names::host(service, context.namespace)
+        ));
     }
     all.push("localhost".to_owned());
     all.push("127.0.0.1".to_owned());
@@ -150,8 +153,8 @@ async fn authority(
     let cluster = names::cluster(context.namespace, context.name);
     let made = tls::make_authority(&cluster, now_s)?;
     let object = secret(context, &name, &made, &made);
-    let typed: Secret = serde_json::from_value(object.body)
-        .map_err(|error| TlsError::Read(error.to_string()))?;
+    let typed: Secret =
+        serde_json::from_value(object.body).map_err(|error| TlsError::Read(error.to_string()))?;
     match api.create(&PostParams::default(), &typed).await {
         Ok(_) => Ok(made),
         // Somebody else was faster.
@@ -194,5 +197,10 @@ fn secret(context: &Context<'_>, name: &str, issued: &Issued, authority: &Issued
 pub fn join_token(context: &Context<'_>, token: &str) -> Object {
     let name = names::join_secret(context.name);
     let metadata = context.metadata(&name);
-    Object::new(SECRET, name, metadata, json!({"stringData": {"token": token}}))
+    Object::new(
+        SECRET,
+        name,
+        metadata,
+        json!({"stringData": {"token": token}}),
+    )
 }

@@ -69,8 +69,15 @@ pub fn status(facts: &Facts<'_>, before: &ImClusterStatus) -> ImClusterStatus {
             .map(|seen| seen.shards.clone())
             .or_else(|| before.shards.clone()),
         operation: operation(facts.plan),
-        members: members.all.iter().map(|member| member_status(facts, member)).collect(),
-        certificates: facts.certificates.clone().or_else(|| before.certificates.clone()),
+        members: members
+            .all
+            .iter()
+            .map(|member| member_status(facts, member))
+            .collect(),
+        certificates: facts
+            .certificates
+            .clone()
+            .or_else(|| before.certificates.clone()),
         conditions: conditions(facts, &members, &before.conditions),
     }
 }
@@ -87,8 +94,7 @@ pub fn invalid(generation: Option<i64>, text: &str, before: &ImClusterStatus) ->
         reason: "InvalidSpec".to_owned(),
         message: text.to_owned(),
         observed_generation: generation,
-        last_transition_time: since
-            .unwrap_or_else(|| Time(k8s_openapi::jiff::Timestamp::now())),
+        last_transition_time: since.unwrap_or_else(|| Time(k8s_openapi::jiff::Timestamp::now())),
     };
     status.observed_generation = generation;
     status.conditions.retain(|one| one.type_ != "Ready");
@@ -98,10 +104,13 @@ pub fn invalid(generation: Option<i64>, text: &str, before: &ImClusterStatus) ->
 
 fn operation(plan: &Plan) -> Option<OperationStatus> {
     let operation = plan.operation.as_ref()?;
-    let of_member = |wait: &&crate::plan::Wait| {
-        wait.member.is_none() || wait.member == operation.member
-    };
-    let blocked = plan.waits.iter().find(of_member).map(|wait| wait.reason.clone());
+    let of_member =
+        |wait: &&crate::plan::Wait| wait.member.is_none() || wait.member == operation.member;
+    let blocked = plan
+        .waits
+        .iter()
+        .find(of_member)
+        .map(|wait| wait.reason.clone());
     let kind = match operation.kind {
         OperationKind::Deleting => OperationType::Deleting,
         OperationKind::Creating => OperationType::Creating,
@@ -149,8 +158,12 @@ fn member_status(facts: &Facts<'_>, member: &Member<'_>) -> MemberStatus {
             (Fate::Stays, _) => MemberState::Starting,
         },
         node_id: member.node.map(|node| node.id.0),
-        zone: known.map(|(_, zone)| zone.clone()).filter(|zone| !zone.is_empty()),
-        version: known.map(|(version, _)| version.clone()).filter(|one| !one.is_empty()),
+        zone: known
+            .map(|(_, zone)| zone.clone())
+            .filter(|zone| !zone.is_empty()),
+        version: known
+            .map(|(version, _)| version.clone())
+            .filter(|one| !one.is_empty()),
         updated: member.pod.is_some() && !member.outdated(facts.desired),
         volume: capacity.map(quantity::text),
         message: of_it.map(|wait| wait.reason.clone()).next(),
@@ -181,7 +194,12 @@ fn conditions(facts: &Facts<'_>, members: &Members<'_>, before: &[Condition]) ->
         progressing(facts),
         degraded(facts, members),
         shards_healthy(facts),
-        of_wait(facts, "UpgradeBlocked", WaitKind::UpgradeRefused, "VersionRefused"),
+        of_wait(
+            facts,
+            "UpgradeBlocked",
+            WaitKind::UpgradeRefused,
+            "VersionRefused",
+        ),
         of_wait(facts, "StorageResizing", WaitKind::Resizing, "Growing"),
         of_wait(facts, "Paused", WaitKind::Paused, "SpecPaused"),
         certificates(facts),
@@ -216,7 +234,12 @@ fn ready(facts: &Facts<'_>) -> Verdict {
         return verdict("Ready", false, "Failed", failure.clone());
     }
     if facts.plan.is_empty() {
-        return verdict("Ready", true, "AsWanted", "everything is as the spec wants it");
+        return verdict(
+            "Ready",
+            true,
+            "AsWanted",
+            "everything is as the spec wants it",
+        );
     }
     let important = facts.plan.waits.iter().min_by_key(|wait| weight(wait.kind));
     match important {
@@ -290,7 +313,12 @@ fn degraded(facts: &Facts<'_>, members: &Members<'_>) -> Verdict {
 
 fn shards_healthy(facts: &Facts<'_>) -> Verdict {
     match facts.cluster.map(|seen| &seen.shards) {
-        None => verdict("ShardsHealthy", false, "NoAnswer", "the cluster does not answer"),
+        None => verdict(
+            "ShardsHealthy",
+            false,
+            "NoAnswer",
+            "the cluster does not answer",
+        ),
         Some(shards) if shards.healthy == shards.total => verdict(
             "ShardsHealthy",
             true,
@@ -318,13 +346,23 @@ fn of_wait(facts: &Facts<'_>, kind: &'static str, wait: WaitKind, reason: &str) 
 
 fn certificates(facts: &Facts<'_>) -> Verdict {
     match &facts.certificates {
-        None => verdict("CertificatesValid", false, "NotMade", "certificates are not made yet"),
+        None => verdict(
+            "CertificatesValid",
+            false,
+            "NotMade",
+            "certificates are not made yet",
+        ),
         Some(known) if known.next_expiry.0 <= facts.now.0 => verdict(
             "CertificatesValid",
             false,
             "Expired",
             "a certificate has ended and could not be renewed",
         ),
-        Some(_) => verdict("CertificatesValid", true, "Valid", "they are renewed before they end"),
+        Some(_) => verdict(
+            "CertificatesValid",
+            true,
+            "Valid",
+            "they are renewed before they end",
+        ),
     }
 }

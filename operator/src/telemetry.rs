@@ -55,14 +55,26 @@ impl Telemetry {
     pub fn new(leadership: Leadership) -> Arc<Telemetry> {
         let mut registry = Registry::with_prefix("carillon_operator");
         let passes = Family::<Outcome, Counter>::default();
-        registry.register("reconciles", "Passes over an ImCluster, by outcome", passes.clone());
+        registry.register(
+            "reconciles",
+            "Passes over an ImCluster, by outcome",
+            passes.clone(),
+        );
         // From 10 ms to 40 s.
         let seconds = Histogram::new(exponential_buckets(0.01, 2.0, 13));
         registry.register("reconcile_seconds", "How long a pass took", seconds.clone());
         let clusters = Gauge::default();
-        registry.register("clusters", "ImClusters that the operator looks after", clusters.clone());
+        registry.register(
+            "clusters",
+            "ImClusters that the operator looks after",
+            clusters.clone(),
+        );
         let leads = Gauge::default();
-        registry.register("leads", "1 while this operator is the one that writes", leads.clone());
+        registry.register(
+            "leads",
+            "1 while this operator is the one that writes",
+            leads.clone(),
+        );
         let watch_failures = Family::<Watch, Counter>::default();
         registry.register(
             "watch_failures",
@@ -123,7 +135,9 @@ impl Telemetry {
     fn stale(&self) -> Vec<&'static str> {
         let watches = self.watches.lock().unwrap_or_else(|held| held.into_inner());
         let stale = watches.iter().filter(|(_, state)| {
-            state.failing_since.is_some_and(|since| since.elapsed() > STALE_AFTER)
+            state
+                .failing_since
+                .is_some_and(|since| since.elapsed() > STALE_AFTER)
         });
         stale.map(|(kind, _)| *kind).collect()
     }
@@ -151,7 +165,10 @@ async fn healthz(State(telemetry): State<Arc<Telemetry>>) -> (StatusCode, String
 async fn readyz(State(telemetry): State<Arc<Telemetry>>) -> (StatusCode, &'static str) {
     match telemetry.synced() {
         true => (StatusCode::OK, "ok\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "the caches are not filled yet\n"),
+        false => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the caches are not filled yet\n",
+        ),
     }
 }
 

@@ -124,7 +124,9 @@ fn first(certificate: &str) -> Result<Pem, TlsError> {
 
 pub fn validity(certificate: &str) -> Result<Validity, TlsError> {
     let pem = first(certificate)?;
-    let parsed = pem.parse_x509().map_err(|error| TlsError::Read(error.to_string()))?;
+    let parsed = pem
+        .parse_x509()
+        .map_err(|error| TlsError::Read(error.to_string()))?;
     Ok(Validity {
         from_s: parsed.validity().not_before.timestamp(),
         until_s: parsed.validity().not_after.timestamp(),
@@ -144,8 +146,7 @@ fn check(certificate: &str, authority: &str, subject: &Subject, now_s: i64) -> O
     let from_s = leaf.validity().not_before.timestamp();
     let until_s = leaf.validity().not_after.timestamp();
     let fresh = until_s - now_s > (until_s - from_s) / RENEWAL_PARTS;
-    let signed = leaf.issuer() == authority.subject()
-        && signed_by(&leaf, &authority);
+    let signed = leaf.issuer() == authority.subject() && signed_by(&leaf, &authority);
     Some(fresh && signed && names(&leaf) == wanted_names(subject))
 }
 
@@ -155,16 +156,22 @@ fn signed_by(
     leaf: &x509_parser::certificate::X509Certificate<'_>,
     authority: &x509_parser::certificate::X509Certificate<'_>,
 ) -> bool {
-    let of_leaf = leaf.extensions().iter().find_map(|one| match one.parsed_extension() {
-        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0),
-        _ => None,
-    });
-    let of_authority = authority.extensions().iter().find_map(|one| {
-        match one.parsed_extension() {
+    let of_leaf = leaf
+        .extensions()
+        .iter()
+        .find_map(|one| match one.parsed_extension() {
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().map(|id| id.0)
+            }
+            _ => None,
+        });
+    let of_authority = authority
+        .extensions()
+        .iter()
+        .find_map(|one| match one.parsed_extension() {
             ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
             _ => None,
-        }
-    });
+        });
     // An authority that was given may have no identifier; its name has to do then.
     of_authority.is_none() || of_leaf == of_authority
 }

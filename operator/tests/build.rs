@@ -8,9 +8,7 @@ use carillon_operator::build::config::{self, NodeFiles};
 use carillon_operator::build::objects::{self, Kind, Object, Surroundings};
 use carillon_operator::build::{Context, pod};
 use carillon_operator::plan::{HostName, MemberName, NodeId, Start};
-use k8s_openapi::api::core::v1::{
-    ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::Serialize;
@@ -132,8 +130,19 @@ fn lost(expected: &Value, found: &Value, path: &str, out: &mut Vec<String>) {
 fn kubernetes_understands_every_field() {
     for object in all(&cluster(|_| ())) {
         let mut out = Vec::new();
-        lost(&object.body, &understood(object.kind, &object.body), "", &mut out);
-        assert_eq!(out, Vec::<String>::new(), "{:?} {}", object.kind.kind, object.name);
+        lost(
+            &object.body,
+            &understood(object.kind, &object.body),
+            "",
+            &mut out,
+        );
+        assert_eq!(
+            out,
+            Vec::<String>::new(),
+            "{:?} {}",
+            object.kind.kind,
+            object.name
+        );
     }
 }
 
@@ -144,7 +153,11 @@ fn all_but_claims_are_owned_and_all_are_labelled() {
         let owners = metadata["ownerReferences"].as_array().map_or(0, Vec::len);
         let claim = object.kind.kind == "PersistentVolumeClaim";
         assert_eq!(owners, usize::from(!claim), "{}", object.name);
-        assert_eq!(metadata["labels"]["carillon.dev/cluster"], "chat", "{}", object.name);
+        assert_eq!(
+            metadata["labels"]["carillon.dev/cluster"], "chat",
+            "{}",
+            object.name
+        );
         assert_eq!(metadata["name"], object.name.as_str());
         assert_eq!(metadata["namespace"], "prod");
     }
@@ -154,11 +167,15 @@ fn all_but_claims_are_owned_and_all_are_labelled() {
 fn what_a_pod_mounts_is_made() {
     let all = all(&cluster(|_| ()));
     let exists = |kind: &str, name: &str| {
-        all.iter().any(|one| one.kind.kind == kind && one.name == name)
+        all.iter()
+            .any(|one| one.kind.kind == kind && one.name == name)
     };
     for pod in all.iter().filter(|one| one.kind.kind == "Pod") {
         let spec = &pod.body["spec"];
-        assert!(exists("ServiceAccount", spec["serviceAccountName"].as_str().expect("it has one")));
+        assert!(exists(
+            "ServiceAccount",
+            spec["serviceAccountName"].as_str().expect("it has one")
+        ));
         let mut mounted: Vec<&str> = Vec::new();
         for volume in spec["volumes"].as_array().expect("it has volumes") {
             mounted.push(volume["name"].as_str().expect("it has a name"));
@@ -169,19 +186,33 @@ fn what_a_pod_mounts_is_made() {
                 assert!(exists("PersistentVolumeClaim", name), "{name}");
             }
         }
-        let mounts = spec["containers"][0]["volumeMounts"].as_array().expect("it has mounts");
-        let mounts: Vec<&str> = mounts.iter().filter_map(|one| one["name"].as_str()).collect();
+        let mounts = spec["containers"][0]["volumeMounts"]
+            .as_array()
+            .expect("it has mounts");
+        let mounts: Vec<&str> = mounts
+            .iter()
+            .filter_map(|one| one["name"].as_str())
+            .collect();
         assert_eq!(mounts.len(), mounted.len());
-        assert!(mounts.iter().all(|name| mounted.contains(name)), "{mounts:?} {mounted:?}");
+        assert!(
+            mounts.iter().all(|name| mounted.contains(name)),
+            "{mounts:?} {mounted:?}"
+        );
     }
 }
 
 #[test]
 fn pods_are_restricted() {
-    for pod in all(&cluster(|_| ())).iter().filter(|one| one.kind.kind == "Pod") {
+    for pod in all(&cluster(|_| ()))
+        .iter()
+        .filter(|one| one.kind.kind == "Pod")
+    {
         let spec = &pod.body["spec"];
         assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
-        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(
+            spec["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
         assert_eq!(spec["automountServiceAccountToken"], false);
         let container = &spec["containers"][0]["securityContext"];
         assert_eq!(container["allowPrivilegeEscalation"], false);
@@ -222,7 +253,10 @@ fn a_revision_changes_with_what_needs_a_restart_and_with_nothing_else() {
         ("resources", json!({"requests": {"cpu": 2}})),
         ("podTemplate", json!({"annotations": {"restart": "2"}})),
         ("tls", json!({})),
-        ("auth", json!({"jwks": {"name": "other", "key": "jwks.json"}})),
+        (
+            "auth",
+            json!({"jwks": {"name": "other", "key": "jwks.json"}}),
+        ),
         ("topology", json!({"spread": "Required"})),
     ];
     for (field, value) in other {
@@ -256,7 +290,9 @@ fn the_configuration_names_founders_for_founders_only() {
 #[test]
 fn a_cluster_without_second_replicas_has_no_disruption_budget() {
     let has = |object: &ImCluster| {
-        all(object).iter().any(|one| one.kind == objects::DISRUPTION_BUDGET)
+        all(object)
+            .iter()
+            .any(|one| one.kind == objects::DISRUPTION_BUDGET)
     };
     assert!(has(&cluster(|_| ())));
     assert!(!has(&cluster(|object| {

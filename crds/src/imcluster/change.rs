@@ -90,9 +90,9 @@ pub struct Canary {
 #[serde(rename_all = "camelCase")]
 pub struct ScaleIn {
     /// Names of members (NAME-0 and so on) that leave first, in any order. Nobody leaves because
-    /// of being named here: only nodes decides how many do.
+    /// of being named here: only nodes decides how many do. At most 12.
     #[serde(default)]
-    #[schemars(length(max = 100), inner(length(max = 48)))]
+    #[schemars(length(max = 12), inner(length(max = 48)))]
     pub candidates: Vec<String>,
 }
 

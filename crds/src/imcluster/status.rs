@@ -82,7 +82,7 @@ pub struct ShardsStatus {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct OperationStatus {
-    /// What.
+    /// What kind of work it is.
     pub r#type: OperationType,
     /// On which member, if on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

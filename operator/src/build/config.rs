@@ -40,7 +40,10 @@ pub fn files(context: &Context<'_>) -> Result<NodeFiles, toml::ser::Error> {
     // The token comes from the environment, once there is one. A node that has its identity on
     // its volume needs none.
     let peers = [format!("{service}:{PEER_PORT}")];
-    join.insert("join".to_owned(), json!({"peers": peers, "token": NO_TOKEN}));
+    join.insert(
+        "join".to_owned(),
+        json!({"peers": peers, "token": NO_TOKEN}),
+    );
     Ok(NodeFiles {
         found: toml::to_string(&found)?,
         join: toml::to_string(&join)?,
@@ -57,7 +60,9 @@ fn initial_peers(context: &Context<'_>) -> Value {
             "client_address": format!("{host}:{CLIENT_PORT}"),
         })
     };
-    (0..context.cluster.spec.replication_factor).map(peer).collect()
+    (0..context.cluster.spec.replication_factor)
+        .map(peer)
+        .collect()
 }
 
 fn common(context: &Context<'_>) -> Map<String, Value> {
@@ -66,7 +71,10 @@ fn common(context: &Context<'_>) -> Map<String, Value> {
     let mut set = |name: &str, value: Value| {
         all.insert(name.to_owned(), value);
     };
-    set("cluster_name", json!(names::cluster(context.namespace, context.name)));
+    set(
+        "cluster_name",
+        json!(names::cluster(context.namespace, context.name)),
+    );
     set("data_dir", json!(DATA_DIR));
     set(
         "listen",
@@ -81,7 +89,10 @@ fn common(context: &Context<'_>) -> Map<String, Value> {
         "cluster",
         json!({"shards": spec.shards, "replication_factor": spec.replication_factor}),
     );
-    set("placement", json!({"zones_file": format!("{ZONES_DIR}/zones")}));
+    set(
+        "placement",
+        json!({"zones_file": format!("{ZONES_DIR}/zones")}),
+    );
     set("tls", tls(spec.tls.clients.is_some()));
     if let Some(auth) = &spec.auth {
         let mut table = Map::new();
@@ -89,7 +100,10 @@ fn common(context: &Context<'_>) -> Map<String, Value> {
             table.insert("jwks".to_owned(), json!(format!("{AUTH_DIR}/jwks")));
         }
         if auth.server_keys.is_some() {
-            table.insert("server_keys".to_owned(), json!(format!("{AUTH_DIR}/server-keys")));
+            table.insert(
+                "server_keys".to_owned(),
+                json!(format!("{AUTH_DIR}/server-keys")),
+            );
         }
         let texts = [
             ("issuer", auth.issuer.clone()),
@@ -128,7 +142,9 @@ fn sections(config: &NodeConfig) -> Map<String, Value> {
         all.insert("worker_threads".to_owned(), json!(threads));
     }
     let mut logging = config.logging.clone();
-    logging.entry("format".to_owned()).or_insert_with(|| json!("json"));
+    logging
+        .entry("format".to_owned())
+        .or_insert_with(|| json!("json"));
     let named = [
         ("raft", &config.raft),
         ("log", &config.log),

@@ -118,7 +118,12 @@ pub fn all(context: &Context<'_>, around: &Surroundings<'_>) -> Vec<Object> {
         zones(context, around.zones),
         config(context, around.files),
     ];
-    all.extend(around.members.iter().map(|member| member_service(context, member)));
+    all.extend(
+        around
+            .members
+            .iter()
+            .map(|member| member_service(context, member)),
+    );
     all.extend(policies::disruption_budget(context));
     all.extend(policies::network_policy(context));
     if around.has_pod_monitors {
@@ -204,7 +209,12 @@ fn zones(context: &Context<'_>, zones: &BTreeMap<HostName, String>) -> Object {
         .map(|(host, zone)| format!("{} {zone}\n", host.0))
         .collect();
     let metadata = context.metadata(&name);
-    Object::new(CONFIG_MAP, name, metadata, json!({"data": {"zones": lines}}))
+    Object::new(
+        CONFIG_MAP,
+        name,
+        metadata,
+        json!({"data": {"zones": lines}}),
+    )
 }
 
 fn config(context: &Context<'_>, files: &NodeFiles) -> Object {

@@ -36,12 +36,7 @@ pub fn revision(context: &Context<'_>, files: &NodeFiles) -> Revision {
     Revision(super::hash(pod.to_string().as_bytes()))
 }
 
-pub fn pod(
-    context: &Context<'_>,
-    files: &NodeFiles,
-    member: &MemberName,
-    start: &Start,
-) -> Object {
+pub fn pod(context: &Context<'_>, files: &NodeFiles, member: &MemberName, start: &Start) -> Object {
     let template = &context.cluster.spec.pod_template;
     let mut metadata = context.metadata(member.as_str());
     for (key, value) in &template.labels {
@@ -59,17 +54,15 @@ pub fn pod(
     Object::new(POD, member.to_string(), metadata, rest)
 }
 
-fn spec(
-    context: &Context<'_>,
-    files: &NodeFiles,
-    member: &MemberName,
-    start: &Start,
-) -> Value {
+fn spec(context: &Context<'_>, files: &NodeFiles, member: &MemberName, start: &Start) -> Value {
     let spec = &context.cluster.spec;
     let template = &spec.pod_template;
     let mut tolerations = json!(template.tolerations);
     if let Value::Array(list) = &mut tolerations {
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        for key in [
+            "node.kubernetes.io/not-ready",
+            "node.kubernetes.io/unreachable",
+        ] {
             list.push(json!({
                 "key": key,
                 "operator": "Exists",
@@ -234,9 +227,7 @@ const SECRET_MODE: u32 = 0o440;
 
 fn volumes(context: &Context<'_>, files: &NodeFiles, member: &MemberName) -> Value {
     let spec = &context.cluster.spec;
-    let secret = |name: &str, of: &str| {
-        json!({"name": name, "secret": {"secretName": of, "defaultMode": SECRET_MODE}})
-    };
+    let secret = |name: &str, of: &str| json!({"name": name, "secret": {"secretName": of, "defaultMode": SECRET_MODE}});
     let mut all = vec![
         json!({"name": "data", "persistentVolumeClaim": {"claimName": names::claim(member)}}),
         json!({
@@ -274,7 +265,9 @@ pub fn claim(context: &Context<'_>, member: &MemberName, bytes: u64) -> Object {
     let name = names::claim(member);
     let mut metadata = context.metadata(&name);
     metadata["labels"][MEMBER_LABEL] = json!(member.as_str());
-    metadata.as_object_mut().map(|fields| fields.remove("ownerReferences"));
+    metadata
+        .as_object_mut()
+        .map(|fields| fields.remove("ownerReferences"));
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": quantity::text(bytes)}},

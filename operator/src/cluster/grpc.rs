@@ -46,7 +46,10 @@ impl Connect for Grpc {
 async fn reach(endpoint: &Endpoint, credentials: &Credentials) -> Result<GrpcAdmin, String> {
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&credentials.authority))
-        .identity(Identity::from_pem(&credentials.certificate, &credentials.key))
+        .identity(Identity::from_pem(
+            &credentials.certificate,
+            &credentials.key,
+        ))
         .domain_name(&endpoint.host);
     let address = std::net::SocketAddr::new(endpoint.address, ADMIN_PORT);
     let channel = Channel::from_shared(format!("https://{address}"))
@@ -59,7 +62,9 @@ async fn reach(endpoint: &Endpoint, credentials: &Credentials) -> Result<GrpcAdm
         .await
         .map_err(|error| describe(&error))?;
     let mut client = AdminClient::new(channel);
-    let asked = client.get_cluster(request(proto::GetClusterRequest {})).await;
+    let asked = client
+        .get_cluster(request(proto::GetClusterRequest {}))
+        .await;
     asked.map_err(|status| status.message().to_owned())?;
     Ok(GrpcAdmin { client })
 }
@@ -78,15 +83,21 @@ fn describe(error: &dyn std::error::Error) -> String {
 fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let metadata = request.metadata_mut();
-    metadata.insert(ACTOR_METADATA_KEY, MetadataValue::from_static(FIELD_MANAGER));
+    metadata.insert(
+        ACTOR_METADATA_KEY,
+        MetadataValue::from_static(FIELD_MANAGER),
+    );
     request
 }
 
 fn refused(status: Status) -> AdminError {
     let message = status.message().to_owned();
     match status.code() {
-        Code::FailedPrecondition | Code::InvalidArgument | Code::NotFound
-        | Code::PermissionDenied | Code::Unauthenticated => AdminError::Refused(message),
+        Code::FailedPrecondition
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::PermissionDenied
+        | Code::Unauthenticated => AdminError::Refused(message),
         _ => AdminError::Unreachable(message),
     }
 }
@@ -98,9 +109,13 @@ impl Admin for GrpcAdmin {
         restarts: &BTreeSet<MemberName>,
     ) -> Result<Seen, AdminError> {
         let mut client = self.client.clone();
-        let cluster = client.get_cluster(request(proto::GetClusterRequest {})).await;
+        let cluster = client
+            .get_cluster(request(proto::GetClusterRequest {}))
+            .await;
         let nodes = client.list_nodes(request(proto::ListNodesRequest {})).await;
-        let shards = client.list_shards(request(proto::ListShardsRequest { shard_id: None })).await;
+        let shards = client
+            .list_shards(request(proto::ListShardsRequest { shard_id: None }))
+            .await;
         let policy = client.get_policy(request(proto::GetPolicyRequest {})).await;
         let moves = client.list_moves(request(proto::ListMovesRequest {})).await;
         let nodes = nodes.map_err(refused)?.into_inner().nodes;
@@ -125,7 +140,11 @@ impl Admin for GrpcAdmin {
             cluster: cluster.map_err(refused)?.into_inner(),
             nodes,
             shards: shards.map_err(refused)?.into_inner().shards,
-            policy: policy.map_err(refused)?.into_inner().policy.unwrap_or_default(),
+            policy: policy
+                .map_err(refused)?
+                .into_inner()
+                .policy
+                .unwrap_or_default(),
             moves: moves.map_err(refused)?.into_inner().moves.len(),
             drains,
         };
@@ -179,7 +198,9 @@ impl Admin for GrpcAdmin {
 
     async fn join_token(&self) -> Result<String, AdminError> {
         let mut client = self.client.clone();
-        let answer = client.get_join_token(request(proto::GetJoinTokenRequest {})).await;
+        let answer = client
+            .get_join_token(request(proto::GetJoinTokenRequest {}))
+            .await;
         Ok(answer.map_err(refused)?.into_inner().join_token)
     }
 }

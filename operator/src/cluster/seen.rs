@@ -8,9 +8,7 @@ use proto::replica_status::Role;
 
 use super::{Seen, Whose};
 use crate::build::names;
-use crate::plan::{
-    ClusterSeen, Drain, MemberName, NodeId, NodeSeen, PolicySeen, Standing,
-};
+use crate::plan::{ClusterSeen, Drain, MemberName, NodeId, NodeSeen, PolicySeen, Standing};
 
 /// Log entries that a replica may be behind its leader and count as caught up: what is on its way
 /// at any moment under load.
@@ -81,7 +79,12 @@ pub fn understand(whose: &Whose<'_>, answers: &Answers) -> Seen {
         nodes: answers
             .nodes
             .iter()
-            .map(|node| (NodeId(node.node_id), (node.version.clone(), node.zone.clone())))
+            .map(|node| {
+                (
+                    NodeId(node.node_id),
+                    (node.version.clone(), node.zone.clone()),
+                )
+            })
             .collect(),
     }
 }
@@ -91,12 +94,15 @@ fn lacking(shard: &proto::ShardStatus) -> Vec<u64> {
     let leader = shard.replicas.iter().find(|one| one.role() == Role::Leader);
     let behind = |replica: &&proto::ReplicaStatus| {
         let answers = matches!(replica.role(), Role::Leader | Role::Follower);
-        let lag = leader.map(|leader| {
-            leader.last_log_index.saturating_sub(replica.applied_index)
-        });
+        let lag = leader.map(|leader| leader.last_log_index.saturating_sub(replica.applied_index));
         !answers || lag.is_none_or(|entries| entries > BEHIND_ENTRIES_MAX)
     };
-    shard.replicas.iter().filter(behind).map(|replica| replica.node_id).collect()
+    shard
+        .replicas
+        .iter()
+        .filter(behind)
+        .map(|replica| replica.node_id)
+        .collect()
 }
 
 fn node_seen(

@@ -41,19 +41,18 @@ fn kind(member: &Member<'_>) -> OperationKind {
 }
 
 /// Its node still has something, or still runs.
-fn empty(
-    desired: &Desired,
-    member: &Member<'_>,
-    node: &NodeSeen,
-    useful: usize,
-    plan: &mut Plan,
-) {
+fn empty(desired: &Desired, member: &Member<'_>, node: &NodeSeen, useful: usize, plan: &mut Plan) {
     let name = Some(&member.name);
     match (node.standing, &node.drain) {
         (Standing::DrainingForRemoval, Some(drain)) if drain.done => delete_pod(member, plan),
         (Standing::DrainingForRemoval, drain) => {
             let percent = drain.as_ref().map(|drain| drain.percent);
-            plan.operation(kind(member), name, "replicas move to other members", percent);
+            plan.operation(
+                kind(member),
+                name,
+                "replicas move to other members",
+                percent,
+            );
             plan.wait(WaitKind::Draining, name, progress(drain.as_ref()));
         }
         (Standing::Lost, _) => {
@@ -91,13 +90,23 @@ pub fn progress(drain: Option<&Drain>) -> String {
     match drain {
         None => "the drain has begun".to_owned(),
         Some(drain) if drain.waits.is_empty() => format!("{} ({} %)", drain.step, drain.percent),
-        Some(drain) => format!("{} ({} %): {}", drain.step, drain.percent, drain.waits.join("; ")),
+        Some(drain) => format!(
+            "{} ({} %): {}",
+            drain.step,
+            drain.percent,
+            drain.waits.join("; ")
+        ),
     }
 }
 
 /// Its node is out of use, holds nothing, and does not run. After this there is no way back.
 fn withdraw(member: &Member<'_>, node: &NodeSeen, observed: &Observed, plan: &mut Plan) {
-    plan.operation(kind(member), Some(&member.name), "the node is forgotten", None);
+    plan.operation(
+        kind(member),
+        Some(&member.name),
+        "the node is forgotten",
+        None,
+    );
     match (member.claim, member.pod) {
         // It runs no more, but might be started again by its kubelet.
         (_, Some(pod)) if node.standing == Standing::DrainingForRemoval && !pod.terminating => {
@@ -119,7 +128,12 @@ fn withdraw(member: &Member<'_>, node: &NodeSeen, observed: &Observed, plan: &mu
 
 /// The cluster knows nothing of it: the Pod goes, then the claim.
 fn remove(member: &Member<'_>, observed: &Observed, plan: &mut Plan) {
-    plan.operation(kind(member), Some(&member.name), "the volume is deleted", None);
+    plan.operation(
+        kind(member),
+        Some(&member.name),
+        "the volume is deleted",
+        None,
+    );
     match (member.pod, member.claim) {
         (Some(pod), _) if !pod.terminating => delete_pod(member, plan),
         (Some(pod), _) => end_pod(member, pod, observed, plan),
@@ -144,12 +158,7 @@ fn delete_pod(member: &Member<'_>, plan: &mut Plan) {
 }
 
 /// A Pod of a member that holds nothing any more, on a Kubernetes node that says nothing.
-fn end_pod(
-    member: &Member<'_>,
-    pod: &super::observed::Pod,
-    observed: &Observed,
-    plan: &mut Plan,
-) {
+fn end_pod(member: &Member<'_>, pod: &super::observed::Pod, observed: &Observed, plan: &mut Plan) {
     let host = pod.host.as_ref().and_then(|name| observed.hosts.get(name));
     // Those whose host is gone are ended already.
     if host.is_some_and(|host| !host.ready && !host.out_of_service) {

@@ -8,9 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::desired::Desired;
-use super::observed::{
-    Claim, ClusterSeen, MemberName, NodeId, NodeSeen, Observed, Pod, Standing,
-};
+use super::observed::{Claim, ClusterSeen, MemberName, NodeId, NodeSeen, Observed, Pod, Standing};
 
 /// Whether a member is one of those that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

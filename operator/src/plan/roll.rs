@@ -9,7 +9,7 @@
 
 use super::desired::Desired;
 use super::leaving::progress;
-use super::members::{Member, Members};
+use super::members::{Fate, Member, Members};
 use super::observed::{ClusterSeen, Drain, Observed, Pod, Standing};
 use super::steps::{OperationKind, Plan, Step, WaitKind};
 
@@ -26,14 +26,19 @@ pub fn replace_broken(
     if desired.roll.paused {
         return;
     }
-    for member in members.staying() {
+    // Those that leave too: what is on them may be needed until they have left.
+    let kept = members
+        .all
+        .iter()
+        .filter(|member| matches!(member.fate, Fate::Stays | Fate::Surplus));
+    for member in kept {
         let Some(pod) = member.pod else { continue };
         // A founder that lost its volume once the cluster was there has to join it.
         let stray = observed.cluster_made.is_some()
             && pod.founds
             && member.claim.is_none_or(|claim| claim.node.is_none());
         let replaced = member.outdated(desired) || stray;
-        if replaced && broken(member, pod, observed) && !pod.ended {
+        if replaced && broken(member, pod, observed) && !pod.ended && !plan.deletes(&member.name) {
             plan.operation(
                 OperationKind::Rolling,
                 Some(&member.name),
@@ -89,7 +94,10 @@ pub fn plan(
         None if desired.roll.paused => plan.wait(
             WaitKind::RollPaused,
             None,
-            format!("spec.update.paused is true; {} members are to be restarted", due.len()),
+            format!(
+                "spec.update.paused is true; {} members are to be restarted",
+                due.len()
+            ),
         ),
         None => plan.wait(
             WaitKind::Unsafe,
@@ -100,10 +108,7 @@ pub fn plan(
 }
 
 /// Whoever is drained goes on; then those that are not well; the leader of the meta group last.
-fn whose_turn<'a, 'b>(
-    due: &[&'b Member<'a>],
-    cluster: &ClusterSeen,
-) -> Option<&'b Member<'a>> {
+fn whose_turn<'a, 'b>(due: &[&'b Member<'a>], cluster: &ClusterSeen) -> Option<&'b Member<'a>> {
     due.iter().copied().min_by_key(|member| {
         (
             member.standing() != Some(Standing::DrainingForRestart),
@@ -116,12 +121,7 @@ fn whose_turn<'a, 'b>(
 
 /// Uses those again that were drained and have no reason to be: restarted and caught up, not
 /// their turn any more, or asked to stay after all.
-fn release(
-    desired: &Desired,
-    members: &Members<'_>,
-    turn: Option<&Member<'_>>,
-    plan: &mut Plan,
-) {
+fn release(desired: &Desired, members: &Members<'_>, turn: Option<&Member<'_>>, plan: &mut Plan) {
     for member in members.staying() {
         let Some(node) = member.node else { continue };
         let its_turn = turn.is_some_and(|turn| turn.name == member.name);
@@ -200,11 +200,7 @@ fn advance(
 }
 
 /// Why the member's process must not stop now.
-fn hindrance(
-    cluster: &ClusterSeen,
-    members: &Members<'_>,
-    member: &Member<'_>,
-) -> Option<String> {
+fn hindrance(cluster: &ClusterSeen, members: &Members<'_>, member: &Member<'_>) -> Option<String> {
     if cluster.leaderless > 0 {
         return Some(format!("{} shards have no leader", cluster.leaderless));
     }
@@ -216,7 +212,10 @@ fn hindrance(
             return Some(format!("{} is drained for a restart", other.name));
         }
     }
-    let strays = cluster.nodes.iter().filter(|node| !members.has_node(node.id));
+    let strays = cluster
+        .nodes
+        .iter()
+        .filter(|node| !members.has_node(node.id));
     for stray in strays {
         if stray.replicas > 0 && !(stray.up && stray.caught_up) {
             return Some(format!("replicas of node {} are missing", stray.id.0));
@@ -242,7 +241,9 @@ fn soaking(
         let Some(pod) = member.pod.filter(|_| !member.outdated(desired)) else {
             continue;
         };
-        let ready_s = pod.ready_since_s.map_or(0, |since| observed.now_s.saturating_sub(since));
+        let ready_s = pod
+            .ready_since_s
+            .map_or(0, |since| observed.now_s.saturating_sub(since));
         if ready_s < desired.roll.min_ready_s {
             let left_s = desired.roll.min_ready_s - ready_s;
             let reason = format!("{} must be ready for {left_s} s more", member.name);
@@ -259,7 +260,10 @@ fn soaking(
         )),
         (true, ready_s) if ready_s < soak_s => Some((
             WaitKind::Soaking,
-            format!("the first changed member is looked at for {} s more", soak_s - ready_s),
+            format!(
+                "the first changed member is looked at for {} s more",
+                soak_s - ready_s
+            ),
         )),
         (true, _) => None,
     }

@@ -59,11 +59,7 @@ pub fn stale_nodes(members: &Members<'_>, cluster: &ClusterSeen, plan: &mut Plan
 
 /// It is out of use and holds nothing.
 pub fn gone(node: &NodeSeen) -> bool {
-    node.replicas == 0
-        && matches!(
-            node.standing,
-            Standing::Lost | Standing::DrainingForRemoval
-        )
+    node.replicas == 0 && matches!(node.standing, Standing::Lost | Standing::DrainingForRemoval)
 }
 
 /// Members that stay and do not serve yet are waited for.

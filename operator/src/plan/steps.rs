@@ -164,6 +164,12 @@ impl Plan {
         self.steps.is_empty() && self.waits.is_empty()
     }
 
+    /// The member's Pod goes in this plan already.
+    pub(super) fn deletes(&self, name: &MemberName) -> bool {
+        let mut steps = self.steps.iter();
+        steps.any(|step| matches!(step, Step::DeletePod { member, .. } if member == name))
+    }
+
     pub(super) fn step(&mut self, step: Step) {
         self.steps.push(step);
     }
@@ -189,7 +195,11 @@ impl Plan {
         step: impl Into<String>,
         percent: Option<u32>,
     ) {
-        if self.operation.as_ref().is_none_or(|known| kind < known.kind) {
+        if self
+            .operation
+            .as_ref()
+            .is_none_or(|known| kind < known.kind)
+        {
             self.operation = Some(Operation {
                 kind,
                 member: member.cloned(),

@@ -25,7 +25,9 @@ impl Release {
 
     /// The oldest and the newest version of the cluster that it supports, if that is known here.
     fn supports(self) -> Option<(u32, u32)> {
-        let known = RELEASES.iter().find(|(release, _)| *release == (self.major, self.minor));
+        let known = RELEASES
+            .iter()
+            .find(|(release, _)| *release == (self.major, self.minor));
         known.map(|(_, range)| *range)
     }
 }
@@ -51,7 +53,10 @@ pub fn refusal(target: &str, running: &[&str], cluster_version: Option<u32>) -> 
             ));
         }
     }
-    let oldest = running.iter().filter_map(|version| Release::parse(version)).min()?;
+    let oldest = running
+        .iter()
+        .filter_map(|version| Release::parse(version))
+        .min()?;
     let skips = target_release.major > oldest.major
         || (target_release.major == oldest.major && target_release.minor > oldest.minor + 1);
     let next_major = target_release.major == oldest.major + 1 && target_release.minor == 0;
@@ -83,7 +88,11 @@ mod tests {
             ("0.2.0", &[], None, false),
         ] {
             let reason = refusal(target, running, cluster);
-            assert_eq!(reason.is_some(), refused, "{target} after {running:?}: {reason:?}");
+            assert_eq!(
+                reason.is_some(),
+                refused,
+                "{target} after {running:?}: {reason:?}"
+            );
         }
     }
 }

@@ -23,7 +23,10 @@ pub fn grow(desired: &Desired, members: &Members<'_>, plan: &mut Plan) {
                 uid: claim.uid.clone(),
                 bytes: target,
             });
-        } else if claim.capacity_bytes.is_some_and(|have| have < claim.requested_bytes) {
+        } else if claim
+            .capacity_bytes
+            .is_some_and(|have| have < claim.requested_bytes)
+        {
             plan.operation(OperationKind::Resizing, Some(&member.name), "growing", None);
             plan.wait(
                 WaitKind::Resizing,

@@ -90,8 +90,12 @@ fn observed(nodes: u32) -> Observed {
     Observed {
         now_s: NOW_S,
         cluster_made: Some("one".to_owned()),
-        claims: (0..nodes).map(|index| (member(index), claim(index))).collect(),
-        pods: (0..nodes).map(|index| (member(index), pod(index))).collect(),
+        claims: (0..nodes)
+            .map(|index| (member(index), claim(index)))
+            .collect(),
+        pods: (0..nodes)
+            .map(|index| (member(index), pod(index)))
+            .collect(),
         hosts: (0..nodes).map(host).collect::<BTreeMap<_, _>>(),
         cluster: Ok(ClusterSeen {
             id: "one".to_owned(),
@@ -228,7 +232,11 @@ fn a_pod_is_deleted_when_its_drain_is_done_and_not_before() {
     assert_eq!(deleted(&plan(&desired(3), &seen)), [&member(1)]);
     of(&mut seen, 2).caught_up = false;
     let other = plan(&desired(3), &seen);
-    assert_eq!(deleted(&other), Vec::<&MemberName>::new(), "chat-2 lacks something");
+    assert_eq!(
+        deleted(&other),
+        Vec::<&MemberName>::new(),
+        "chat-2 lacks something"
+    );
 }
 
 #[test]
@@ -238,7 +246,10 @@ fn a_restarted_member_is_used_again_when_it_has_caught_up() {
     of(&mut seen, 1).caught_up = false;
     assert_eq!(plan(&desired(3), &seen).steps, []);
     of(&mut seen, 1).caught_up = true;
-    assert_eq!(plan(&desired(3), &seen).steps, [standing(1, Standing::Active)]);
+    assert_eq!(
+        plan(&desired(3), &seen).steps,
+        [standing(1, Standing::Active)]
+    );
 }
 
 #[test]
@@ -258,7 +269,10 @@ fn a_pod_that_does_not_start_stops_the_roll_and_a_corrected_spec_recovers_it() {
     of(&mut seen, 1).standing = Standing::DrainingForRestart;
     let stopped = plan(&desired(3), &seen);
     assert_eq!(stopped.steps, []);
-    let told = stopped.waits.iter().any(|wait| wait.reason.contains("ImagePullBackOff"));
+    let told = stopped
+        .waits
+        .iter()
+        .any(|wait| wait.reason.contains("ImagePullBackOff"));
     assert!(told, "{stopped:?}");
     let mut corrected = desired(3);
     corrected.revision = Revision("corrected".to_owned());
@@ -294,7 +308,10 @@ fn the_first_changed_member_is_looked_at_for_a_while() {
     assert!(waits(&plan(&careful, &seen), WaitKind::CanaryFailed));
     pod_of(&mut seen, 1).restarts = 0;
     pod_of(&mut seen, 1).ready_since_s = Some(NOW_S - 300);
-    assert_eq!(plan(&careful, &seen).steps, [standing(2, Standing::DrainingForRestart)]);
+    assert_eq!(
+        plan(&careful, &seen).steps,
+        [standing(2, Standing::DrainingForRestart)]
+    );
 }
 
 #[test]
@@ -311,22 +328,38 @@ fn a_single_node_is_restarted_in_spite_of_what_breaks() {
     assert_eq!(plan(&desired(1), &seen).steps, [forced]);
     of(&mut seen, 0).standing = Standing::DrainingForRestart;
     of(&mut seen, 0).drain = drained(false, 0);
-    assert_eq!(deleted(&plan(&desired(1), &seen)), [&member(0)], "its leaders have nowhere to go");
+    assert_eq!(
+        deleted(&plan(&desired(1), &seen)),
+        [&member(0)],
+        "its leaders have nowhere to go"
+    );
 }
 
 #[test]
 fn the_one_that_was_named_leaves_and_the_number_takes_it_back() {
     let mut seen = observed(4);
     let mut fewer = desired(3);
-    assert_eq!(plan(&fewer, &seen).steps, [standing(3, Standing::DrainingForRemoval)]);
+    assert_eq!(
+        plan(&fewer, &seen).steps,
+        [standing(3, Standing::DrainingForRemoval)]
+    );
     fewer.candidates = [member(1)].into();
-    assert_eq!(plan(&fewer, &seen).steps, [standing(1, Standing::DrainingForRemoval)]);
+    assert_eq!(
+        plan(&fewer, &seen).steps,
+        [standing(1, Standing::DrainingForRemoval)]
+    );
     of(&mut seen, 1).standing = Standing::DrainingForRemoval;
     of(&mut seen, 1).drain = drained(false, 30);
     let plan_fewer = plan(&fewer, &seen);
     assert_eq!(plan_fewer.steps, []);
-    assert_eq!(plan_fewer.operation.and_then(|operation| operation.percent), Some(30));
-    assert_eq!(plan(&desired(4), &seen).steps, [standing(1, Standing::Active)]);
+    assert_eq!(
+        plan_fewer.operation.and_then(|operation| operation.percent),
+        Some(30)
+    );
+    assert_eq!(
+        plan(&desired(4), &seen).steps,
+        [standing(1, Standing::Active)]
+    );
 }
 
 #[test]
@@ -346,8 +379,14 @@ fn a_member_leaves_in_this_order() {
         uid: uid.clone(),
     };
     assert_eq!(plan(&fewer, &seen).steps, [release]);
-    seen.claims.get_mut(&member(3)).expect("it is there").released = true;
-    assert_eq!(plan(&fewer, &seen).steps, [Step::ForgetNode { node: NodeId(4) }]);
+    seen.claims
+        .get_mut(&member(3))
+        .expect("it is there")
+        .released = true;
+    assert_eq!(
+        plan(&fewer, &seen).steps,
+        [Step::ForgetNode { node: NodeId(4) }]
+    );
     seen.cluster.as_mut().expect("it answers").nodes.pop();
     let delete = Step::DeleteVolume {
         member: member(3),

@@ -39,7 +39,10 @@ pub struct Node {
 
 impl Cluster {
     pub fn replicas(&self, id: NodeId) -> usize {
-        self.shards.iter().filter(|shard| shard.contains(&id)).count()
+        self.shards
+            .iter()
+            .filter(|shard| shard.contains(&id))
+            .count()
     }
 }
 
@@ -163,11 +166,15 @@ impl World {
         self.up(id) && self.cluster.nodes[&id].caught_up_at_s <= self.now_s
     }
 
-    /// A majority of those that were not given up runs.
+    /// A majority of those runs that were not given up and not drained: these have no say.
     pub fn answers(&self) -> bool {
         let counted = self.cluster.nodes.iter();
         let counted: Vec<NodeId> = counted
-            .filter(|(_, node)| node.standing != Standing::Lost)
+            .filter(|(id, node)| match node.standing {
+                Standing::Lost => false,
+                Standing::DrainingForRemoval => self.cluster.replicas(**id) > 0,
+                _ => true,
+            })
             .map(|(id, _)| *id)
             .collect();
         let up = counted.iter().filter(|id| self.up(**id)).count();
@@ -177,9 +184,7 @@ impl World {
     fn give_up(&mut self) {
         let lost = self.cluster.nodes.iter();
         let mut lost = lost
-            .filter(|(id, node)| {
-                node.standing == Standing::Lost && self.cluster.replicas(**id) > 0
-            })
+            .filter(|(id, node)| node.standing == Standing::Lost && self.cluster.replicas(**id) > 0)
             .count();
         let now_s = self.now_s;
         let silent: Vec<NodeId> = self
@@ -196,7 +201,11 @@ impl World {
             if due && !half && lost < self.cluster.lost_max as usize && self.may_lose(*id) {
                 lost += 1;
                 self.note(format!("node {} is given up", id.0));
-                self.cluster.nodes.get_mut(id).expect("it is there").standing = Standing::Lost;
+                self.cluster
+                    .nodes
+                    .get_mut(id)
+                    .expect("it is there")
+                    .standing = Standing::Lost;
             }
         }
         for node in self.cluster.nodes.values_mut() {
@@ -244,10 +253,15 @@ impl World {
                 .filter(|id| !shard.contains(id))
                 .min_by_key(|id| self.cluster.replicas(*id));
             let balance = || {
-                let fullest = shard.iter().copied().max_by_key(|id| self.cluster.replicas(*id))?;
-                let gap = self.cluster.replicas(fullest) - self.cluster.replicas(to?).min(
-                    self.cluster.replicas(fullest),
-                );
+                let fullest = shard
+                    .iter()
+                    .copied()
+                    .max_by_key(|id| self.cluster.replicas(*id))?;
+                let gap = self.cluster.replicas(fullest)
+                    - self
+                        .cluster
+                        .replicas(to?)
+                        .min(self.cluster.replicas(fullest));
                 let all_up = self.cluster.nodes.keys().all(|id| self.up(*id));
                 (gap >= 2 && all_up).then_some(fullest)
             };
@@ -261,9 +275,11 @@ impl World {
     }
 
     pub fn set_standing(&mut self, id: NodeId, standing: Standing, forced: bool) {
-        let others = self.cluster.nodes.iter().filter(|(other, node)| {
-            **other != id && node.standing == Standing::Active
-        });
+        let others = self
+            .cluster
+            .nodes
+            .iter()
+            .filter(|(other, node)| **other != id && node.standing == Standing::Active);
         let refused = match standing {
             Standing::DrainingForRestart => !self.may_lose(id),
             Standing::DrainingForRemoval => {
@@ -289,10 +305,7 @@ impl World {
 
     pub fn forget(&mut self, id: NodeId) {
         let out_of_use = self.cluster.nodes.get(&id).is_some_and(|node| {
-            matches!(
-                node.standing,
-                Standing::Lost | Standing::DrainingForRemoval
-            )
+            matches!(node.standing, Standing::Lost | Standing::DrainingForRemoval)
         });
         if self.answers() && out_of_use && self.cluster.replicas(id) == 0 {
             self.cluster.nodes.remove(&id);
@@ -315,7 +328,12 @@ impl World {
         });
         Ok(ClusterSeen {
             id: "one".to_owned(),
-            nodes: self.cluster.nodes.iter().map(|(id, node)| self.node_seen(*id, node)).collect(),
+            nodes: self
+                .cluster
+                .nodes
+                .iter()
+                .map(|(id, node)| self.node_seen(*id, node))
+                .collect(),
             policy: PolicySeen {
                 failure_replacement_after_s: self.cluster.after_s,
                 lost_nodes_max: self.cluster.lost_max,

@@ -10,7 +10,10 @@ use crate::world::World;
 const HOSTS_MIN: usize = 5;
 
 pub fn happen(world: &mut World) {
+    // While a volume is being taken away by hand, the cluster bears no second loss.
+    let fragile = world.claims.values().any(|claim| claim.terminating);
     match world.rng.below(400) {
+        8..=14 | 25..=32 if fragile => {}
         0..=7 => edit(world),
         8..=11 => delete_pod(world),
         12..=14 => host_dies(world),
@@ -119,12 +122,16 @@ fn whole(world: &World) -> bool {
     let factor = world.desired.replication_factor as usize;
     factor > 1
         && world.cluster.made
-        && world.cluster.nodes.values().all(|node| {
-            matches!(node.standing, Standing::Active | Standing::Cordoned)
-        })
-        && world.cluster.shards.iter().all(|shard| {
-            shard.iter().filter(|id| world.serves(**id)).count() == factor
-        })
+        && world
+            .cluster
+            .nodes
+            .values()
+            .all(|node| matches!(node.standing, Standing::Active | Standing::Cordoned))
+        && world
+            .cluster
+            .shards
+            .iter()
+            .all(|shard| shard.iter().filter(|id| world.serves(**id)).count() == factor)
         && world.hosts.values().all(|host| host.up)
         && world.claims.values().all(|claim| !claim.terminating)
 }
@@ -155,7 +162,9 @@ fn host_is_removed(world: &mut World) {
         return;
     };
     let volumes = world.claims.values();
-    let hit = volumes.filter(|claim| claim.pinned.as_ref() == Some(&name)).count();
+    let hit = volumes
+        .filter(|claim| claim.pinned.as_ref() == Some(&name))
+        .count();
     if hit > 1 {
         return;
     }

@@ -91,7 +91,10 @@ impl World {
         let Some(mut pod) = self.pods.remove(name) else {
             return;
         };
-        let host_known = pod.host.as_ref().is_none_or(|host| self.hosts.contains_key(host));
+        let host_known = pod
+            .host
+            .as_ref()
+            .is_none_or(|host| self.hosts.contains_key(host));
         let host_up = pod.host.is_none() || self.host_up(pod.host.as_ref());
         if !host_known {
             // The garbage collector takes Pods of hosts that are no more, in its time.

@@ -13,6 +13,7 @@ mod operator;
 mod rng;
 mod world;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use world::{Lies, World};
@@ -53,15 +54,29 @@ fn the_world_becomes_as_wanted_and_nothing_breaks_on_the_way() {
         }
     }
     println!("{disruptions} disruptions");
-    assert!(disruptions > 0, "nothing was ever disrupted: the runs show nothing");
+    let all = std::env::var("CARILLON_SEED").is_err();
+    assert!(
+        !all || disruptions > SEEDS,
+        "hardly anything was disrupted: the runs show nothing"
+    );
+}
+
+thread_local! {
+    /// Panics of this thread are expected, and are not told.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The invariants are worth something only if a wrong plan breaks them.
 fn is_found(lies: Lies) {
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
+    std::panic::set_hook(Box::new(move |panic| {
+        if !QUIET.get() {
+            hook(panic);
+        }
+    }));
+    QUIET.set(true);
     let found = (0..300).any(|seed| catch_unwind(|| run(seed, lies)).is_err());
-    std::panic::set_hook(hook);
+    QUIET.set(false);
     assert!(found, "{lies:?}: no run noticed");
 }
 

@@ -37,7 +37,11 @@ pub fn reconcile(world: &mut World) {
 /// Whoever plans twice gets the same.
 pub fn decide(desired: &Desired, observed: &Observed) -> Plan {
     let one = plan(desired, observed);
-    assert_eq!(one, plan(desired, observed), "a plan depends on more than what it is given");
+    assert_eq!(
+        one,
+        plan(desired, observed),
+        "a plan depends on more than what it is given"
+    );
     one
 }
 

@@ -30,7 +30,12 @@ fn as_wanted(world: &World) {
     let desired = &world.desired;
     let nodes = desired.nodes as usize;
     assert_eq!(world.pods.len(), nodes, "Pods: {:?}", world.pods.keys());
-    assert_eq!(world.claims.len(), nodes, "claims: {:?}", world.claims.keys());
+    assert_eq!(
+        world.claims.len(),
+        nodes,
+        "claims: {:?}",
+        world.claims.keys()
+    );
     assert_eq!(world.cluster.nodes.len(), nodes, "nodes of the cluster");
     for (name, pod) in &world.pods {
         assert_eq!(pod.revision, desired.revision, "{name}");

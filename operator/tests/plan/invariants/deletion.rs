@@ -13,7 +13,11 @@ pub fn check(world: &mut World) {
         true => DeletionPolicy::Retain,
         false => DeletionPolicy::Delete,
     };
-    let claims: Vec<_> = world.claims.values().map(|claim| claim.uid.clone()).collect();
+    let claims: Vec<_> = world
+        .claims
+        .values()
+        .map(|claim| claim.uid.clone())
+        .collect();
     for host in world.hosts.values_mut() {
         host.up = world.rng.chance(50);
         host.down_since_s = world.now_s;
@@ -29,7 +33,11 @@ pub fn check(world: &mut World) {
         assert!(world.claims.values().all(|claim| claim.terminating));
         return;
     }
-    let kept: Vec<_> = world.claims.values().map(|claim| claim.uid.clone()).collect();
+    let kept: Vec<_> = world
+        .claims
+        .values()
+        .map(|claim| claim.uid.clone())
+        .collect();
     assert_eq!(kept, claims, "Retain keeps all volumes");
     // It is made again, with another number of nodes, and its status is empty.
     let now_s = world.now_s;
@@ -43,7 +51,11 @@ pub fn check(world: &mut World) {
     world.desired.nodes = world.desired.replication_factor + world.rng.below(3) as u32;
     let last_id = world.cluster.last_id;
     convergence::check(world);
-    let again: Vec<_> = world.claims.values().map(|claim| claim.uid.clone()).collect();
+    let again: Vec<_> = world
+        .claims
+        .values()
+        .map(|claim| claim.uid.clone())
+        .collect();
     let old = again.iter().filter(|uid| claims.contains(uid)).count();
     assert!(
         old >= claims.len().min(world.desired.nodes as usize),
