@@ -7,6 +7,9 @@ use kube::CustomResourceExt;
 use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
+/// Fields, as paths, and what they are set to.
+type Changes = Vec<(&'static str, Value)>;
+
 fn good() -> Value {
     json!({
         "apiVersion": "carillon.dev/v1alpha1",
@@ -56,7 +59,7 @@ fn a_good_object_breaks_nothing() {
 #[test]
 fn each_rule_is_refused_with_its_message_by_both() {
     let long = "x".repeat(41);
-    let cases: Vec<(Vec<(&str, Value)>, &str)> = vec![
+    let cases: Vec<(Changes, &str)> = vec![
         (
             vec![("metadata/name", json!(long))],
             "metadata.name must be",
@@ -135,7 +138,7 @@ fn each_rule_is_refused_with_its_message_by_both() {
 
 #[test]
 fn what_cannot_be_changed_is_refused() {
-    let cases: Vec<(Vec<(&str, Value)>, Vec<(&str, Value)>, &str)> = vec![
+    let cases: Vec<(Changes, Changes, &str)> = vec![
         (
             vec![("spec/nodes", json!(5))],
             vec![

@@ -21,6 +21,9 @@ use crate::plan::{self, HostName, MemberName, NodeId, Revision, Uid};
 /// The taint that somebody sets who vouches that a Kubernetes node runs nothing.
 const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
 
+/// Where the scheduler says for which Kubernetes node a volume is made.
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+
 /// Objects as they were read.
 #[derive(Clone, Default)]
 pub struct Objects {
@@ -217,6 +220,7 @@ fn claim_seen(claim: &PersistentVolumeClaim) -> plan::Claim {
             .get(NODE_ANNOTATION)
             .and_then(|id| id.parse().ok())
             .map(NodeId),
+        host: annotations.get(SELECTED_NODE).cloned().map(HostName),
     }
 }
 

@@ -88,7 +88,7 @@ impl<'a> Members<'a> {
                     node,
                     fate: Fate::Stays,
                 };
-                member.fate = fate(&member);
+                member.fate = fate(&member, observed);
                 member
             })
             .collect();
@@ -132,7 +132,7 @@ fn node_of<'a>(
         .or_else(|| here().max_by_key(|node| node.id))
 }
 
-fn fate(member: &Member<'_>) -> Fate {
+fn fate(member: &Member<'_>, observed: &Observed) -> Fate {
     let Some(claim) = member.claim else {
         // A Pod that runs without its claim loses its data with its next start.
         let runs = member.pod.is_some_and(|pod| pod.started);
@@ -143,13 +143,22 @@ fn fate(member: &Member<'_>) -> Fate {
     });
     if claim.released {
         Fate::Released
-    } else if claim.terminating {
+    } else if claim.terminating || out_of_reach(member, claim, observed) {
         Fate::VolumeLost
     } else if given_up {
         Fate::GivenUp
     } else {
         Fate::Stays
     }
+}
+
+/// A volume that nothing was ever on, and that no Pod can reach since the Kubernetes node is gone
+/// that it was made for. One with data waits until the cluster gives its node up.
+fn out_of_reach(member: &Member<'_>, claim: &Claim, observed: &Observed) -> bool {
+    let empty = observed.cluster.is_ok() && member.node.is_none() && claim.node.is_none();
+    let unplaced = member.pod.is_some_and(|pod| pod.host.is_none());
+    let host = claim.host.as_ref();
+    empty && unplaced && host.is_some_and(|host| !observed.hosts.contains_key(host))
 }
 
 /// Marks those that leave because there are too many. Whoever leaves already goes on leaving,

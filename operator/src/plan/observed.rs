@@ -74,6 +74,8 @@ pub struct Claim {
     pub released: bool,
     /// The node whose data it has.
     pub node: Option<NodeId>,
+    /// The Kubernetes node that it was made for, if it was made for one.
+    pub host: Option<HostName>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -60,6 +60,7 @@ fn claim(index: u32) -> Claim {
         terminating: false,
         released: false,
         node: Some(NodeId(u64::from(index) + 1)),
+        host: None,
     }
 }
 

@@ -208,6 +208,7 @@ impl World {
                 terminating: claim.terminating,
                 released: claim.released,
                 node: claim.mark,
+                host: claim.pinned.clone(),
             };
             (name.clone(), seen)
         });
