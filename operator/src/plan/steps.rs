@@ -79,11 +79,13 @@ pub enum Start {
 }
 
 impl Step {
-    /// Something may be unavailable or gone after it: it is done only when it is still planned
-    /// for what is read right before it.
+    /// Something may be unavailable or gone after it, or it cannot be taken back: it is done only
+    /// when it is still planned for what is read right before it.
     pub fn disrupts(&self) -> bool {
         match self {
             Step::DeletePod { .. }
+            // An old read would make a request smaller again.
+            | Step::GrowVolume { .. }
             | Step::ReleaseVolume { .. }
             | Step::DeleteVolume { .. }
             | Step::ForgetNode { .. }
@@ -92,7 +94,6 @@ impl Step {
                 !matches!(standing, Standing::Active | Standing::Cordoned)
             }
             Step::CreateVolume { .. }
-            | Step::GrowVolume { .. }
             | Step::MarkVolume { .. }
             | Step::CreatePod { .. }
             | Step::SetPolicy { .. } => false,
