@@ -18,7 +18,7 @@ case $what in
         image=carillon-node
         programs=(carillon-node carillon)
         description="A storage node and gateway of a Carillon chat cluster"
-        packing+=(--writable /var/lib/carillon --port 7401 --port 7501 --port 7601)
+        packing+=(--writable /var/lib/carillon --port 7400 --port 7500 --port 7600 --port 7700)
         ;;
     operator)
         image=carillon-operator

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Starts a cluster with a chat in it for a moment, from binaries that are built already, and
 # checks that every metric and label that the alerts and the dashboard ask for is in what its
-# nodes say. Usage: check-live-metrics.sh [METRICS.txt of another process]...
+# nodes say. Metrics of the operator are looked up in the pages that are given: of one that
+# has worked on an ImCluster and has seen its API server go away.
+# Usage: check-live-metrics.sh [OPERATORS-METRICS.txt]...
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PORT_BASE=9400
@@ -32,7 +34,12 @@ cluster=$!
 deadline=$((SECONDS + READY_SECONDS_MAX))
 # Its first line says that it is ready; the demo's calls come before it.
 until grep -q '"ready"' "$work/out"; do
-    kill -0 "$cluster" 2>/dev/null && [ "$SECONDS" -lt "$deadline" ] || {
+    kill -0 "$cluster" 2>/dev/null || {
+        cat "$work/err" >&2
+        echo "error: the cluster ended when it was started" >&2
+        exit 1
+    }
+    [ "$SECONDS" -lt "$deadline" ] || {
         cat "$work/err" >&2
         echo "error: the cluster was not ready within $READY_SECONDS_MAX s" >&2
         exit 1

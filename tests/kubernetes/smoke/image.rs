@@ -75,6 +75,10 @@ async fn a_node_says_its_version_and_checks_its_configuration() -> anyhow::Resul
     let version = env!("CARGO_PKG_VERSION");
     assert!(ok && said == format!("carillon-node {version}\n"), "{said}");
 
+    // A node that wants certificates can be told that this is a trial on loopback.
+    let (_, help) = ran(&namespace, program("help", &image, &["--help"])).await?;
+    let trial = help.contains("--dev").then_some("--dev");
+
     for (name, text, valid) in [
         ("valid", CONFIGURATION.to_owned(), true),
         ("invalid", format!("sharts = 3\n{CONFIGURATION}"), false),
@@ -84,7 +88,8 @@ async fn a_node_says_its_version_and_checks_its_configuration() -> anyhow::Resul
                 "metadata": {"name": name}, "data": {"node.toml": text},
             }))
             .await?;
-        let arguments = ["--config", "/etc/carillon/node.toml", "--check"];
+        let mut arguments = vec!["--config", "/etc/carillon/node.toml", "--check"];
+        arguments.extend(trial);
         let mut pod = program(name, &image, &arguments);
         pod["spec"]["containers"][0]["volumeMounts"] = json!([
             {"name": "configuration", "mountPath": "/etc/carillon", "readOnly": true},
