@@ -9,13 +9,15 @@ export CARILLON_CACHE CARGO_TARGET_DIR
 BUILD = cargo build --release --workspace --all-targets --locked
 BIN = $(CARGO_TARGET_DIR)/release
 
-.PHONY: run test bench lint clean help
+.PHONY: run test e2e bench lint lint-charts clean help
 
 help:
 	@echo 'make run    a three-node cluster on this machine, with a chat in it'
 	@echo 'make test   every test that needs no Kubernetes'
+	@echo 'make e2e    the tests on a real Kubernetes, which it starts on this machine'
 	@echo 'make bench  the measurements of docs/performance.md'
 	@echo 'make lint   rustfmt, clippy, cargo-deny'
+	@echo 'make lint-charts  the Helm chart, the alerts and their runbooks'
 	@echo 'make clean  removes build output and the demo cluster'
 
 run:
@@ -30,6 +32,13 @@ test:
 	@$(BUILD)
 	@scripts/test.sh
 
+# Three nodes, or NODES=5; with KUBECONFIG set, that cluster.
+e2e:
+	@scripts/install-tools.sh build
+	@scripts/install-tools.sh e2e
+	@$(BUILD)
+	@tests/kubernetes/run.sh
+
 bench:
 	@scripts/install-tools.sh build
 	@$(BUILD)
@@ -40,6 +49,11 @@ lint:
 	@scripts/install-tools.sh lint
 	@scripts/lint.sh
 
+lint-charts:
+	@scripts/install-tools.sh charts
+	@scripts/lint-charts.sh
+
 clean:
+	-tests/kubernetes/cluster/down
 	cargo clean
-	rm -rf $(CARILLON_CACHE)/venv $(CARILLON_CACHE)/bin $(HOME)/.local/share/carillon/dev
+	rm -rf $(CARILLON_CACHE)/venv $(CARILLON_CACHE)/bin $(CARILLON_CACHE)/kubernetes $(HOME)/.local/share/carillon/dev

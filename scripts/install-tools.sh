@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what building and testing need and the machine lacks. Does nothing when all of
-# it is there. Usage: install-tools.sh build|lint|test
+# it is there. Usage: install-tools.sh build|lint|test|e2e|charts
 set -euo pipefail
 
 CARGO_DENY_VERSION=0.20.2
+HELM_VERSION=v3.22.0
 cache=${CARILLON_CACHE:-$HOME/.cache/carillon}
-what=${1:?usage: install-tools.sh build|lint|test}
+what=${1:?usage: install-tools.sh build|lint|test|e2e|charts}
 
 # A minimal toolchain has neither.
 if [ "$what" = lint ]; then
@@ -29,6 +30,19 @@ fi
 # Tests of partitions make network namespaces with it, which only root may.
 if [ "$what" = test ] && [ "$(id -u)" = 0 ] && ! command -v ip >/dev/null; then
     packages+=(iproute2)
+fi
+# A Kubernetes of one's own has real nodes, which only root may make; without root, or with
+# somebody else's cluster, it needs none of this.
+if [ "$what" = e2e ] && [ -z "${KUBECONFIG:-}" ]; then
+    needed=(openssl:openssl)
+    if [ "$(id -u)" = 0 ]; then
+        needed+=(containerd:containerd runc:runc ip:iproute2 nft:nftables conntrack:conntrack
+            busybox:busybox-static mkfs.xfs:xfsprogs losetup:mount)
+        [ -x /usr/lib/cni/bridge ] || packages+=(containernetworking-plugins)
+    fi
+    for item in "${needed[@]}"; do
+        command -v "${item%%:*}" >/dev/null || packages+=("${item#*:}")
+    done
 fi
 if [ ${#packages[@]} -gt 0 ]; then
     echo "installs: ${packages[*]}"
@@ -58,5 +72,49 @@ if [ "$what" = lint ]; then
             CARGO_TARGET_DIR="$cache/cargo-deny" \
             cargo install cargo-deny --version "$CARGO_DENY_VERSION" --locked --quiet --force --root "$cache"
         rm -rf "$cache/cargo-deny"
+    fi
+fi
+
+# Built from the Go module proxy; everything but the program is thrown away.
+go_program() {
+    local name=$1 module=$2 version=$3 work
+    if [ "$(cat "$cache/bin/$name.version" 2>/dev/null)" = "$version" ] && [ -x "$cache/bin/$name" ]; then
+        return
+    fi
+    command -v go >/dev/null || {
+        echo "error: $name is built with Go, and this machine has none" >&2
+        echo "  do:  install Go 1.24 or newer" >&2
+        exit 1
+    }
+    echo "installs: $name $version (compiles for some minutes, once)"
+    mkdir -p "$cache/bin"
+    work=$(mktemp -d "$cache/$name-build.XXXXXX")
+    if ! env GOFLAGS=-modcacherw CGO_ENABLED=0 GOBIN="$work/bin" GOPATH="$work/path" \
+        GOCACHE="$work/cache" go install "$module@$version" 2>"$work/log"; then
+        cat "$work/log" >&2
+        rm -rf "$work"
+        echo "error: $name $version could not be built" >&2
+        exit 1
+    fi
+    mv "$work/bin/$name" "$cache/bin/$name"
+    echo "$version" >"$cache/bin/$name.version"
+    rm -rf "$work"
+}
+
+if [ "$what" = charts ]; then
+    go_program helm helm.sh/helm/v3/cmd/helm "$HELM_VERSION"
+    # Only promtool, out of Debian's package: the package would start a server.
+    if ! command -v promtool >/dev/null && [ ! -x "$cache/bin/promtool" ]; then
+        echo "installs: promtool"
+        work=$(mktemp -d "$cache/promtool.XXXXXX")
+        if ! (cd "$work" && apt-get download -qq prometheus 2>log && dpkg-deb -x prometheus_*.deb .); then
+            cat "$work/log" >&2
+            rm -rf "$work"
+            echo "error: promtool could not be had" >&2
+            echo "  do:  install Prometheus' promtool" >&2
+            exit 1
+        fi
+        mv "$work/usr/bin/promtool" "$cache/bin/promtool"
+        rm -rf "$work"
     fi
 fi

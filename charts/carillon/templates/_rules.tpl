@@ -1,0 +1,36 @@
+{{/* What the operator does in a namespace, and no more: what it watches it lists, what it makes
+     it applies. It reads Secrets by name only, those that ImClusters name and those that it
+     made, and cannot list them. */}}
+{{- define "carillon.rules" -}}
+- apiGroups: [carillon.dev]
+  resources: [imclusters]
+  verbs: [get, list, watch, update, patch]
+- apiGroups: [carillon.dev]
+  resources: [imclusters/status]
+  verbs: [get, update, patch]
+# So that what it makes may be owned by them, with blockOwnerDeletion.
+- apiGroups: [carillon.dev]
+  resources: [imclusters/finalizers]
+  verbs: [update]
+- apiGroups: [""]
+  resources: [pods, persistentvolumeclaims]
+  verbs: [get, list, watch, create, update, patch, delete]
+- apiGroups: [""]
+  resources: [services, configmaps]
+  verbs: [get, list, create, update, patch, delete]
+- apiGroups: [""]
+  resources: [secrets, serviceaccounts]
+  verbs: [get, create, update, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, create, update, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, create, update, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, create, update, patch, delete]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}

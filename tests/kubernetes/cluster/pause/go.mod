@@ -1,0 +1,3 @@
+module carillon.test/pause
+
+go 1.24
