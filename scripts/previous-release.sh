@@ -20,9 +20,17 @@ if [ ! -x "$node" ]; then
     mkdir -p "$cache/$VERSION"
     # New to cargo, which goes by times: it may know another state of the same release.
     git archive "$COMMIT" | tar -xm -C "$cache/$VERSION"
+    # Another release has other libraries beside RocksDB, for which cargo would compile it again:
+    # of the same version it is the same.
+    rocksdb() { grep -A1 '^name = "librocksdb-sys"' "$1" | tail -1; }
+    built=$(ls -t "$CARGO_TARGET_DIR"/release/build/librocksdb-sys-*/out/librocksdb.a 2>/dev/null |
+        head -1)
+    if [ -n "$built" ] && [ "$(rocksdb Cargo.lock)" = "$(rocksdb "$cache/$VERSION/Cargo.lock")" ]; then
+        ROCKSDB_LIB_DIR=$(dirname "$built")
+        export ROCKSDB_LIB_DIR ROCKSDB_STATIC=1
+    fi
     (
         cd "$cache/$VERSION"
-        # As the Makefile selects, so that RocksDB is not compiled again.
         cargo build --release --workspace --bin carillon-node --locked >&2
     )
     cp "$CARGO_TARGET_DIR/release/carillon-node" "$node.new"

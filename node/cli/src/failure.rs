@@ -75,8 +75,9 @@ fn advice_on(error: &anyhow::Error) -> Option<String> {
     }
     let text = match error.downcast_ref::<ClientError>()? {
         ClientError::Unavailable { .. } | ClientError::Timeout { .. } => {
-            "start a cluster with `carillon dev`, or name its nodes with --endpoint; \
-             `carillon admin status` shows how it is"
+            "start a cluster with `carillon dev`, or name its nodes with --endpoint, and with --ca \
+             whose certificates they have if they are not in development mode; `carillon admin \
+             status` shows how it is"
         }
         ClientError::NotAMember(_) => {
             "ask a member to add you: carillon group add --as MEMBER GROUP YOU"
@@ -87,6 +88,14 @@ fn advice_on(error: &anyhow::Error) -> Option<String> {
         ClientError::ConversationExists(_) => "choose another --id, or leave it out",
         ClientError::InvalidArgument(refusal) if refusal.reason == "INVALID_ID" => {
             "ids are 1 to 64 of A-Z a-z 0-9 . _ - @ + ="
+        }
+        ClientError::Unauthenticated(_) => {
+            "to chat give a token or secret with --token-file, to administer a certificate with \
+             --certificate and --key"
+        }
+        ClientError::Refused(refusal) if refusal.code == tonic::Code::Unimplemented => {
+            "ask another port of the nodes: listen.admin, where it is configured, is the one for \
+             operators, listen.client the one for chatting"
         }
         ClientError::CursorBeyondHead(_) => "start again with --cursor 0",
         _ => return None,
