@@ -14,12 +14,20 @@ use crate::plan::Uid;
 const SWEPT_MAX: usize = 64;
 
 #[derive(Debug, thiserror::Error)]
-#[error("{action} {kind} {name}: {source}")]
+#[error("{action} {kind} {name}: {}", told(.source))]
 pub struct ApplyError {
     pub action: &'static str,
     pub kind: &'static str,
     pub name: String,
     pub source: Box<kube::Error>,
+}
+
+/// What the API server says, without what it repeats of the object.
+fn told(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.lines().next().unwrap_or_default().to_owned(),
+        other => other.to_string(),
+    }
 }
 
 impl ApplyError {

@@ -353,6 +353,7 @@ impl<C: Connect> Reconciler<C> {
         look: &Look<C::Admin>,
         memory: &Memory,
     ) -> Result<(), ReconcileError> {
+        let mut failure = None;
         for step in &planned.steps {
             self.must_lead()?;
             let done = if step.disrupts() {
@@ -381,11 +382,15 @@ impl<C: Connect> Reconciler<C> {
                     self.events
                         .warning(cluster, "StepFailed", &error.to_string())
                         .await;
-                    return Err(error);
+                    // A storage class that cannot grow holds up nothing else.
+                    if !matches!(step, Step::GrowVolume { .. }) {
+                        return Err(error);
+                    }
+                    failure = Some(error);
                 }
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     fn desire(

@@ -155,10 +155,10 @@ fn fate(member: &Member<'_>, observed: &Observed) -> Fate {
 /// A volume that nothing was ever on, and that no Pod can reach since the Kubernetes node is gone
 /// that it was made for. One with data waits until the cluster gives its node up.
 fn out_of_reach(member: &Member<'_>, claim: &Claim, observed: &Observed) -> bool {
-    // A node that is lost and has nothing may be the one that its data is of: no loss either.
+    // Its data may be that of a node that was given up: nothing is deleted before that is empty.
     let nothing = member
         .node
-        .is_none_or(|node| node.standing == Standing::Lost && !node.up && node.replicas == 0);
+        .is_none_or(|node| node.standing == Standing::Lost && !node.up);
     let empty = observed.cluster.is_ok() && claim.node.is_none() && nothing;
     let unplaced = member.pod.is_none_or(|pod| pod.host.is_none());
     let host = claim.host.as_ref();

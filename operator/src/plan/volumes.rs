@@ -14,7 +14,9 @@ const SIZE_STEP_BYTES: u64 = 1 << 30;
 /// when the disk is full.
 pub fn grow(desired: &Desired, members: &Members<'_>, plan: &mut Plan) {
     for member in members.staying() {
-        let Some(claim) = member.claim else { continue };
+        // Before it is bound a claim cannot be changed.
+        let bound = member.claim.filter(|claim| claim.capacity_bytes.is_some());
+        let Some(claim) = bound else { continue };
         let target = target_bytes(desired, member, claim.requested_bytes, claim.capacity_bytes);
         if target > claim.requested_bytes {
             plan.operation(OperationKind::Resizing, Some(&member.name), "growing", None);

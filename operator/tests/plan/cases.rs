@@ -464,3 +464,74 @@ fn a_refused_upgrade_is_said_and_nothing_is_restarted() {
     assert_eq!(plan.steps, []);
     assert!(waits(&plan, WaitKind::UpgradeRefused));
 }
+
+/// Found by the simulated world: who is surplus holds what the others need to answer.
+#[test]
+fn all_that_have_a_volume_are_started_while_the_cluster_is_silent() {
+    let mut seen = observed(5);
+    seen.cluster = Err("no majority".to_owned());
+    seen.pods.clear();
+    let plan = plan(&desired(3), &seen);
+    let made = plan
+        .steps
+        .iter()
+        .filter(|step| matches!(step, Step::CreatePod { .. }));
+    assert_eq!(made.count(), 5);
+}
+
+/// Found by the simulated world: a corrected spec must reach them too.
+#[test]
+fn broken_pods_of_surplus_members_are_made_anew_while_the_cluster_is_silent() {
+    let mut seen = observed(4);
+    seen.cluster = Err("no majority".to_owned());
+    for index in 0..4 {
+        *pod_of(&mut seen, index) = Pod {
+            revision: Revision("bad".to_owned()),
+            started: false,
+            ready_since_s: None,
+            ..pod(index)
+        };
+    }
+    assert_eq!(deleted(&plan(&desired(3), &seen)).len(), 4);
+}
+
+/// Found by the simulated world: nobody gives up a node that never was.
+#[test]
+fn an_empty_volume_of_a_kubernetes_node_that_is_gone_is_replaced() {
+    let mut seen = observed(4);
+    seen.cluster.as_mut().expect("it answers").nodes.pop();
+    let claim = seen.claims.get_mut(&member(3)).expect("it is there");
+    claim.node = None;
+    claim.host = Some(HostName("gone".to_owned()));
+    *pod_of(&mut seen, 3) = Pod {
+        host: None,
+        started: false,
+        ready_since_s: None,
+        ..pod(3)
+    };
+    let plan = plan(&desired(4), &seen);
+    assert_eq!(deleted(&plan), [&member(3)]);
+    let made = Step::CreatePod {
+        member: member(4),
+        start: Start::Join,
+    };
+    assert!(plan.steps.contains(&made), "{plan:?}");
+}
+
+/// Found on an API server, which refuses it.
+#[test]
+fn a_volume_that_is_not_bound_is_not_grown() {
+    let mut seen = observed(3);
+    seen.claims
+        .get_mut(&member(1))
+        .expect("it is there")
+        .capacity_bytes = None;
+    let mut larger = desired(3);
+    larger.volume_bytes = 20 << 30;
+    let plan = plan(&larger, &seen);
+    let grown = plan
+        .steps
+        .iter()
+        .filter(|step| matches!(step, Step::GrowVolume { .. }));
+    assert_eq!(grown.count(), 2);
+}

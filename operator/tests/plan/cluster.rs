@@ -166,14 +166,13 @@ impl World {
         self.up(id) && self.cluster.nodes[&id].caught_up_at_s <= self.now_s
     }
 
-    /// A majority of those runs that were not given up and not drained: these have no say.
+    /// A majority of those runs that were not given up. Who is down and holds nothing has no say.
     pub fn answers(&self) -> bool {
         let counted = self.cluster.nodes.iter();
         let counted: Vec<NodeId> = counted
-            .filter(|(id, node)| match node.standing {
-                Standing::Lost => false,
-                Standing::DrainingForRemoval => self.cluster.replicas(**id) > 0,
-                _ => true,
+            .filter(|(id, node)| {
+                let has_say = node.up_since_s.is_some() || self.cluster.replicas(**id) > 0;
+                node.standing != Standing::Lost && has_say
             })
             .map(|(id, _)| *id)
             .collect();

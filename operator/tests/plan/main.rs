@@ -19,7 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{Lies, World};
 
 /// Worlds of one run.
-const SEEDS: u64 = 4_000;
+const SEEDS: u64 = 3_000;
 /// Ticks in which things go wrong.
 const TROUBLED_TICKS: u64 = 400;
 
