@@ -10,8 +10,10 @@ use carillon_client::{
     AdminClient, Api, Client, ClientError, ConversationId, Credentials, Event, Range, admin_proto,
     text,
 };
-use carillon_tests::harness::{Authority, Cluster, ClusterOptions, Secured, since_epoch};
+use carillon_tests::harness::{Authority, Cluster, ClusterOptions, Secured, http_get, since_epoch};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tonic::Code;
 
 /// The nodes look at their files every two seconds, and at their streams every five.
@@ -379,5 +381,43 @@ async fn a_node_joins_with_a_certificate_of_the_cluster() -> Result<()> {
     );
     secured.show(&secured.authority().issue("node", "new")?)?;
     cluster.restart(4).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_finish_a_handshake_is_closed_and_counted() -> Result<()> {
+    let secured = Arc::new(Secured::new()?);
+    let options = ClusterOptions {
+        secured: Some(secured),
+        extra_config: "\n[clients]\nhello_timeout = \"1s\"\n".to_owned(),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options).await?;
+    let addresses = cluster.node(1).addresses();
+    // The beginning of a TLS record, which says that more follows.
+    let half = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01];
+    for (port, said) in [
+        (&addresses.client, &[][..]),
+        (&addresses.client, &half[..]),
+        (&addresses.peer, &half[..]),
+        (&addresses.client, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    ] {
+        let mut stream = TcpStream::connect(port).await?;
+        stream.write_all(said).await?;
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(NOTICED_WITHIN, stream.read_to_end(&mut answer)).await;
+        // Reset or ended: it is not there any more.
+        let _ = closed.with_context(|| format!("{port} keeps whoever says {said:?}"))?;
+    }
+    let (_, page) = http_get(&addresses.http, "/metrics", NOTICED_WITHIN).await?;
+    for (name, least) in [
+        ("carillon_connections_silent_total{port=\"client\"}", 2),
+        ("carillon_connections_silent_total{port=\"peer\"}", 1),
+        ("carillon_handshakes_failed_total{port=\"client\"}", 1),
+    ] {
+        let value = page.lines().find_map(|line| line.strip_prefix(name));
+        let value: u64 = value.context(name)?.trim().parse()?;
+        assert!(value >= least, "{name} is {value}");
+    }
     Ok(())
 }

@@ -197,18 +197,18 @@ pub enum CredentialsError {
     },
 }
 
-struct Known {
-    tokens: Option<TokenKeys>,
-    servers: ServerKeys,
-    /// What was read, to see whether it changed.
-    bytes: (Vec<u8>, Vec<u8>),
+/// What one of the files says, and what was read, to see whether it changed.
+struct Part<T> {
+    says: Option<T>,
+    bytes: Vec<u8>,
 }
 
 /// Who may call, as the files say.
 pub struct Credentials {
     files: CredentialFiles,
     rules: TokenRules,
-    known: ArcSwap<Known>,
+    tokens: ArcSwap<Part<TokenKeys>>,
+    servers: ArcSwap<Part<ServerKeys>>,
 }
 
 impl Credentials {
@@ -217,25 +217,23 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError`].
     pub fn load(files: CredentialFiles, rules: TokenRules) -> Result<Self, CredentialsError> {
-        let known = Known::read(&files)?;
         Ok(Self {
+            tokens: ArcSwap::from_pointee(tokens(&files)?),
+            servers: ArcSwap::from_pointee(servers(&files)?),
             files,
             rules,
-            known: ArcSwap::from_pointee(known),
         })
     }
 
-    /// Reads the files again; whether they say something else now.
+    /// Reads the files again; whether they say something else now. One that cannot be used keeps
+    /// nothing from the other.
     ///
     /// # Errors
-    /// [`CredentialsError`]; then nothing has changed.
+    /// [`CredentialsError`]: of that file what was there before goes on.
     pub fn reload(&self) -> Result<bool, CredentialsError> {
-        let known = Known::read(&self.files)?;
-        let changed = known.bytes != self.known.load().bytes;
-        if changed {
-            self.known.store(Arc::new(known));
-        }
-        Ok(changed)
+        let tokens = renew(&self.tokens, tokens(&self.files));
+        let servers = renew(&self.servers, servers(&self.files));
+        Ok(tokens? | servers?)
     }
 
     /// Who calls, by what the metadata `authorization` says.
@@ -249,12 +247,13 @@ impl Credentials {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(Unknown::Malformed);
         }
-        let known = self.known.load();
         if credential.starts_with(SECRET_PREFIX) {
-            let key = known.servers.find(credential).ok_or(Unknown::Secret)?;
-            return Ok(Caller::Server(key.clone()));
+            let servers = self.servers.load();
+            let found = servers.says.as_ref().and_then(|keys| keys.find(credential));
+            return Ok(Caller::Server(found.ok_or(Unknown::Secret)?.clone()));
         }
-        let keys = known.tokens.as_ref().ok_or(Unknown::NoTokens)?;
+        let tokens = self.tokens.load();
+        let keys = tokens.says.as_ref().ok_or(Unknown::NoTokens)?;
         Ok(Caller::User(keys.check(credential, &self.rules, now_s)?))
     }
 
@@ -263,50 +262,64 @@ impl Credentials {
     /// # Errors
     /// [`Unknown`], why not.
     pub fn still_knows(&self, caller: &Caller, now_s: u64) -> Result<(), Unknown> {
-        let known = self.known.load();
         match caller {
             Caller::User(token) if token.ends_at_s <= now_s => Err(TokenError::Expired.into()),
-            Caller::User(token) => match &known.tokens {
+            Caller::User(token) => match &self.tokens.load().says {
                 Some(keys) if keys.has(&token.key) => Ok(()),
                 Some(_) => Err(TokenError::UnknownKey.into()),
                 None => Err(Unknown::NoTokens),
             },
-            Caller::Server(key) if !known.servers.has(key) => Err(Unknown::Secret),
-            _ => Ok(()),
+            Caller::Server(key) => {
+                let servers = self.servers.load();
+                let known = servers.says.as_ref().is_some_and(|keys| keys.has(key));
+                if known { Ok(()) } else { Err(Unknown::Secret) }
+            }
+            Caller::Anyone | Caller::Operator(_) | Caller::Local => Ok(()),
         }
     }
 }
 
-impl Known {
-    fn read(files: &CredentialFiles) -> Result<Self, CredentialsError> {
-        let jwks = read(files.jwks.as_deref())?;
-        let server_keys = read(files.server_keys.as_deref())?;
-        let tokens = match &files.jwks {
-            None => None,
-            Some(path) => {
-                let keys = TokenKeys::parse(&jwks);
-                Some(keys.map_err(|source| CredentialsError::TokenKeys {
-                    path: path.clone(),
-                    source,
-                })?)
-            }
-        };
-        let servers = match &files.server_keys {
-            None => ServerKeys::default(),
-            Some(path) => {
-                let keys = ServerKeys::parse(&String::from_utf8_lossy(&server_keys));
-                keys.map_err(|source| CredentialsError::ServerKeys {
-                    path: path.clone(),
-                    source,
-                })?
-            }
-        };
-        Ok(Self {
-            tokens,
-            servers,
-            bytes: (jwks, server_keys),
-        })
+/// Takes what was read, if it can be used; whether it says something else now.
+fn renew<T>(
+    part: &ArcSwap<Part<T>>,
+    read: Result<Part<T>, CredentialsError>,
+) -> Result<bool, CredentialsError> {
+    let read = read?;
+    let changed = read.bytes != part.load().bytes;
+    if changed {
+        part.store(Arc::new(read));
     }
+    Ok(changed)
+}
+
+fn tokens(files: &CredentialFiles) -> Result<Part<TokenKeys>, CredentialsError> {
+    let bytes = read(files.jwks.as_deref())?;
+    let says = match &files.jwks {
+        None => None,
+        Some(path) => {
+            let keys = TokenKeys::parse(&bytes);
+            Some(keys.map_err(|source| CredentialsError::TokenKeys {
+                path: path.clone(),
+                source,
+            })?)
+        }
+    };
+    Ok(Part { says, bytes })
+}
+
+fn servers(files: &CredentialFiles) -> Result<Part<ServerKeys>, CredentialsError> {
+    let bytes = read(files.server_keys.as_deref())?;
+    let says = match &files.server_keys {
+        None => None,
+        Some(path) => {
+            let keys = ServerKeys::parse(&String::from_utf8_lossy(&bytes));
+            Some(keys.map_err(|source| CredentialsError::ServerKeys {
+                path: path.clone(),
+                source,
+            })?)
+        }
+    };
+    Ok(Part { says, bytes })
 }
 
 fn read(path: Option<&Path>) -> Result<Vec<u8>, CredentialsError> {

@@ -127,6 +127,16 @@ impl Identity {
     }
 }
 
+/// Whether a certificate is valid at a moment, in seconds since 1970. A session that is resumed
+/// brings its certificate along, which nobody has checked since.
+#[must_use]
+pub fn is_valid_at(certificate: &CertificateDer<'_>, now_s: i64) -> bool {
+    read(certificate).is_ok_and(|certificate| {
+        let validity = certificate.validity();
+        validity.not_before.timestamp() <= now_s && now_s <= validity.not_after.timestamp()
+    })
+}
+
 /// Until when a certificate is valid, in seconds since 1970.
 ///
 /// # Errors
@@ -178,6 +188,24 @@ mod tests {
             );
         }
         assert!(matches!(owner(&[]), Err(IdentityError::None)));
+    }
+
+    #[test]
+    fn a_certificate_has_a_beginning_and_an_end() {
+        let issued = Authority::new().issue_with(&[], &["localhost"], |params| {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        });
+        let (begins_s, ends_s) = (1_577_836_800, 1_609_459_200);
+        assert_eq!(not_after_s(&issued.certificate).expect("readable"), ends_s);
+        for (now_s, expected) in [
+            (begins_s - 1, false),
+            (begins_s, true),
+            (ends_s, true),
+            (ends_s + 1, false),
+        ] {
+            assert_eq!(is_valid_at(&issued.certificate, now_s), expected, "{now_s}");
+        }
     }
 
     #[test]

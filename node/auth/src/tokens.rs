@@ -144,7 +144,11 @@ impl TokenKeys {
     /// [`TokenKeysError`]: one key that cannot be used makes the whole set unusable, since its
     /// tokens would be refused without anybody knowing why.
     pub fn parse(text: &[u8]) -> Result<Self, TokenKeysError> {
-        let set: JwkSet = serde_json::from_slice(text)?;
+        let mut set: JwkSet = serde_json::from_slice(text)?;
+        // Sets of identity providers have them too, for what is none of ours.
+        let for_signatures =
+            |jwk: &Jwk| jwk.common.public_key_use != Some(PublicKeyUse::Encryption);
+        set.keys.retain(for_signatures);
         if set.keys.is_empty() || set.keys.len() > TOKEN_KEYS_MAX {
             return Err(TokenKeysError::Count(set.keys.len()));
         }
@@ -250,9 +254,6 @@ impl NumericDate {
 
 impl Key {
     fn read(jwk: &Jwk) -> Result<Self, String> {
-        if let Some(PublicKeyUse::Encryption) = jwk.common.public_key_use {
-            return Err("it is for encryption (use), not for signatures".to_owned());
-        }
         let (algorithm, named) = match &jwk.algorithm {
             AlgorithmParameters::OctetKey(_) => (Algorithm::HS256, KeyAlgorithm::HS256),
             AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),

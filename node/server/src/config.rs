@@ -57,7 +57,7 @@ pub struct Config {
     pub join: Option<Join>,
     /// Certificates. Left out in development mode only.
     pub tls: Option<TlsConfig>,
-    /// How clients say who they are. Left out in development mode only.
+    /// How clients say who they are. Without it nobody can chat, but in development mode.
     pub auth: Option<AuthConfig>,
     /// What decides which replicas this node gets.
     #[serde(default)]

@@ -190,9 +190,50 @@ impl Connected for GuardedStream {
 }
 
 impl GuardedStream {
+    /// What comes of reading or writing, which a handshake is part of until it is done: HTTP/2
+    /// begins by writing, so a client that is silent in its handshake must not be waited for there
+    /// either.
+    fn greeting<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.greeted {
+            return polled;
+        }
+        match polled {
+            Poll::Ready(Ok(done)) => {
+                self.greeted = true;
+                Poll::Ready(Ok(done))
+            }
+            Poll::Ready(Err(error)) => {
+                self.not_greeted(&error);
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => match self.poll_silent(cx) {
+                Some(error) => Poll::Ready(Err(error)),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    /// The end of a connection that said too little in time.
+    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        let silent = self.silent.as_mut()?;
+        if silent.as_mut().poll(cx).is_pending() {
+            return None;
+        }
+        self.silent = None;
+        self.metrics.silent();
+        let why = "the client said too little";
+        Some(io::Error::new(io::ErrorKind::TimedOut, why))
+    }
+
     /// What a client was refused for in its handshake, or broke it off for.
     fn not_greeted(&mut self, error: &io::Error) {
-        if std::mem::replace(&mut self.greeted, true) {
+        self.greeted = true;
+        // Whoever only looked whether somebody listens has said nothing.
+        if error.kind() == io::ErrorKind::UnexpectedEof {
             return;
         }
         let failed = self.metrics.handshake_failed();
@@ -245,21 +286,11 @@ impl AsyncRead for GuardedStream {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         self.spoke(buffer.filled().len() - before);
-        match &read {
-            Poll::Ready(Ok(())) => self.greeted = true,
-            Poll::Ready(Err(error)) => self.not_greeted(error),
-            Poll::Pending => {}
-        }
+        let read = self.greeting(cx, read);
         if read.is_pending()
-            && let Some(silent) = &mut self.silent
-            && silent.as_mut().poll(cx).is_ready()
+            && let Some(error) = self.poll_silent(cx)
         {
-            self.silent = None;
-            self.metrics.silent();
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client said too little",
-            )));
+            return Poll::Ready(Err(error));
         }
         read
     }
@@ -271,7 +302,8 @@ impl AsyncWrite for GuardedStream {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
+        let written = Pin::new(&mut self.stream).poll_write(cx, data);
+        self.greeting(cx, written)
     }
 
     fn poll_write_vectored(
@@ -279,7 +311,8 @@ impl AsyncWrite for GuardedStream {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
+        self.greeting(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -287,7 +320,8 @@ impl AsyncWrite for GuardedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.greeting(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

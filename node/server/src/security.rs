@@ -44,8 +44,20 @@ impl Security {
     /// # Errors
     /// When one cannot be used.
     pub fn load(config: &Config) -> anyhow::Result<Arc<Self>> {
-        let closed = match (&config.tls, &config.auth) {
-            (Some(tls), Some(auth)) => {
+        // Only in development mode are there none: the configuration is checked.
+        let closed = match &config.tls {
+            Some(tls) => {
+                let auth = config.auth.clone().unwrap_or_default();
+                if auth.jwks.is_none() && auth.server_keys.is_none() {
+                    tracing::warn!(
+                        "nobody can chat: neither auth.jwks nor auth.server_keys is configured"
+                    );
+                }
+                if auth.jwks.is_some() && auth.audience.is_none() {
+                    tracing::warn!(
+                        "tokens for any audience are taken: auth.audience is not configured"
+                    );
+                }
                 let tls = Tls::load(&config.cluster_name, tls.files());
                 let credentials = Credentials::load(auth.files(), auth.rules());
                 Some(Closed {
@@ -53,7 +65,7 @@ impl Security {
                     credentials: credentials.context("configuration section auth")?,
                 })
             }
-            _ => None,
+            None => None,
         };
         Ok(Arc::new(Self {
             closed,
@@ -90,7 +102,12 @@ impl Security {
         let Some(closed) = &self.closed else {
             return Ok(Caller::Anyone);
         };
-        if let Some(authorization) = headers.get(AUTHORIZATION) {
+        let mut given = headers.get_all(AUTHORIZATION).iter();
+        if let Some(authorization) = given.next() {
+            // Whoever stands in between may have added one.
+            if given.next().is_some() {
+                return Err(unknown(Unknown::Malformed));
+            }
             // What is not text is no credential of ours.
             let authorization = authorization.to_str().unwrap_or_default();
             let caller = closed.credentials.identify(Some(authorization), now_s());
@@ -165,9 +182,14 @@ impl Security {
             tracing::info!("new keys of tokens and servers are used");
             self.changes.send_modify(|changes| *changes += 1);
         }
-        tls?;
-        credentials?;
-        Ok(())
+        match (tls, credentials) {
+            (Err(tls), Err(credentials)) => anyhow::bail!("{tls}; {credentials}"),
+            (tls, credentials) => {
+                tls?;
+                credentials?;
+                Ok(())
+            }
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! else is asked of them.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use tokio::net::UnixListener;
 
 /// Its name in the data directory.
@@ -37,7 +37,10 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-    Ok(listener)
+    // Nobody else may connect in between either; files that others make meanwhile are narrower
+    // than they need be for a moment, which hurts nobody.
+    let before = rustix::process::umask(Mode::from_raw_mode(!SOCKET_MODE & 0o777));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    listener
 }

@@ -133,6 +133,31 @@ fn files_are_read_again_and_bad_ones_change_nothing() {
 }
 
 #[test]
+fn a_broken_file_keeps_nothing_from_the_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let (secret, entry) = make("billing", &Scope::ALL).expect("random");
+    let key = "A".repeat(43);
+    let jwks = format!("{{\"keys\": [{{\"kty\": \"oct\", \"k\": \"{key}\"}}]}}");
+    fs::write(path("jwks"), jwks).expect("written");
+    fs::write(path("keys"), entry).expect("written");
+    let files = CredentialFiles {
+        jwks: Some(path("jwks")),
+        server_keys: Some(path("keys")),
+    };
+    let credentials = Credentials::load(files, TokenRules::default()).expect("usable");
+    let authorization = format!("Bearer {secret}");
+    credentials
+        .identify(Some(&authorization), 0)
+        .expect("known");
+    fs::write(path("jwks"), "broken").expect("written");
+    fs::write(path("keys"), "").expect("written");
+    credentials.reload().expect_err("one is broken");
+    let refused = credentials.identify(Some(&authorization), 0);
+    assert_eq!(refused, Err(Unknown::Secret), "it was taken back");
+}
+
+#[test]
 fn what_is_no_credential_is_refused() {
     let credentials = Credentials::load(CredentialFiles::default(), TokenRules::default());
     let credentials = credentials.expect("nothing to read");

@@ -9,15 +9,16 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{Accept, TlsAcceptor, TlsConnector, TlsStream};
 
 use super::Tls;
-use crate::identity::Identity;
+use crate::identity::{Identity, is_valid_at};
 
 /// Who may connect to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,13 +104,23 @@ impl Handshake {
     ) -> io::Result<TlsStream<TcpStream>> {
         let certificates = stream.get_ref().1.peer_certificates();
         if let Some(certificate) = certificates.and_then(<[_]>::first) {
-            let owner = Identity::of(certificate).map_err(refused)?;
+            let owner = owner_of(certificate)?;
             self.tls.admit(self.admits, &owner).map_err(refused)?;
             // Only this handshake sets it.
             let _ = self.owner.set(owner);
         }
         Ok(stream.into())
     }
+}
+
+/// Whose certificate it is, if it is valid now: the handshake of a resumed session has not looked.
+fn owner_of(certificate: &CertificateDer<'_>) -> io::Result<Identity> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_s = since.map_or(0, |since| since.as_secs());
+    if !is_valid_at(certificate, i64::try_from(now_s).unwrap_or(i64::MAX)) {
+        return Err(refused("the certificate has ended, or has not begun"));
+    }
+    Identity::of(certificate).map_err(refused)
 }
 
 fn refused(why: impl ToString) -> io::Error {
@@ -128,7 +139,7 @@ pub(super) async fn dial(
     let certificates = stream.get_ref().1.peer_certificates();
     let certificate = certificates.and_then(<[_]>::first);
     let certificate = certificate.ok_or_else(|| refused("the node shows no certificate"))?;
-    let owner = Identity::of(certificate).map_err(refused)?;
+    let owner = owner_of(certificate)?;
     admit(&owner).map_err(refused)?;
     let state = State::Encrypted(Box::new(stream.into()));
     Ok(Transport { state })

@@ -330,7 +330,7 @@ fn key_sets_that_cannot_work_are_refused_with_what_is_wrong() {
         (r#"{"keys": []}"#.to_owned(), "0 keys"),
         (with(|jwk| jwk["k"] = json!(base64url("short"))), "5 bytes"),
         (with(|jwk| jwk["alg"] = json!("HS512")), "its alg is HS512"),
-        (with(|jwk| jwk["use"] = json!("enc")), "for encryption"),
+        (with(|jwk| jwk["use"] = json!("enc")), "0 keys"),
         (
             with(|jwk| jwk["kty"] = json!("odd")),
             "its kind is not known",

@@ -7,9 +7,11 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use carillon_auth::caller::{Access, Caller};
+use carillon_core::map::ACTOR_BYTES_MAX;
 use carillon_proto::ACTOR_METADATA_KEY;
 use carillon_proto::admin::admin_server::{AdminServer, SERVICE_NAME};
 use http::{Request, Response};
@@ -36,6 +38,9 @@ const READS: [&str; 8] = [
     "GetRecovery",
 ];
 
+/// Bytes of a method's name that are recorded, at most.
+const METHOD_BYTES_MAX: usize = 64;
+
 /// The way by which calls come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -51,6 +56,8 @@ pub struct GuardedAdmin {
     inner: Explained<AdminServer<AdminService>>,
     security: Arc<Security>,
     way: Way,
+    /// Calls of unknown callers.
+    refused: Arc<AtomicU64>,
 }
 
 impl GuardedAdmin {
@@ -64,6 +71,17 @@ impl GuardedAdmin {
             inner,
             security,
             way,
+            refused: Arc::default(),
+        }
+    }
+
+    /// Counts who administers without being known, and tells of some.
+    fn unknown(&self, request: &Request<Body>, failure: &Failure) {
+        let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            let connection = request.extensions().get::<ConnectionInfo>();
+            let from = connection.map(ConnectionInfo::remote);
+            tracing::warn!(?from, count, error = %failure, "somebody unknown administers");
         }
     }
 
@@ -96,7 +114,14 @@ impl Service<Request<Body>> for GuardedAdmin {
         let method = method.to_owned();
         let access = access(&method, &READS);
         let caller = self.caller(&request);
-        let record = (access == Access::Write).then(|| Record::new(method, &request, &caller));
+        let record = match &caller {
+            // Anybody could fill a disk with these.
+            Err(failure) => {
+                self.unknown(&request, failure);
+                None
+            }
+            Ok(caller) => (access == Access::Write).then(|| Record::new(method, &request, caller)),
+        };
         let allowed = caller.and_then(|caller| {
             let may = caller.may_administer(access);
             may.map(|()| caller).map_err(|why| denied(&why))
@@ -108,14 +133,14 @@ impl Service<Request<Body>> for GuardedAdmin {
                 Box::pin(async move {
                     let response = call.await?;
                     if let Some(record) = record {
-                        record.ended(&code(&response));
+                        record.ended(code(&response));
                     }
                     Ok(response)
                 })
             }
             Err(failure) => {
                 if let Some(record) = record {
-                    record.ended(&failure.code);
+                    record.ended(failure.code);
                 }
                 Box::pin(ready(Ok(failure.into_status().into_http())))
             }
@@ -123,38 +148,56 @@ impl Service<Request<Body>> for GuardedAdmin {
     }
 }
 
-/// What is recorded of a call.
+/// What is recorded of a call, when it has ended or nobody waits for its end any more.
 struct Record {
     method: String,
     by: String,
     claims: String,
     from: String,
+    /// How it ended; none while it has not.
+    code: Option<Code>,
 }
 
 impl Record {
-    fn new(method: String, request: &Request<Body>, caller: &Result<Caller, Failure>) -> Self {
+    fn new(mut method: String, request: &Request<Body>, caller: &Caller) -> Self {
         let connection = request.extensions().get::<ConnectionInfo>();
         let claims = request.headers().get(ACTOR_METADATA_KEY);
         let claims = claims.and_then(|claims| claims.to_str().ok());
+        let mut claims = claims.unwrap_or_default().to_owned();
+        claims.truncate(claims.floor_char_boundary(ACTOR_BYTES_MAX));
+        method.truncate(method.floor_char_boundary(METHOD_BYTES_MAX));
         Self {
             method,
-            by: match caller {
-                Ok(caller) => caller.name().unwrap_or("nobody was asked").to_owned(),
-                Err(failure) => format!("unknown: {failure}"),
-            },
-            claims: claims.unwrap_or_default().to_owned(),
+            by: caller.name().unwrap_or("nobody was asked").to_owned(),
+            claims,
             from: connection.map_or_else(|| "local".to_owned(), |from| from.remote().to_string()),
+            code: None,
         }
     }
 
-    fn ended(&self, code: &Code) {
+    fn ended(mut self, code: Code) {
+        self.code = Some(code);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
         let Self {
             method,
             by,
             claims,
             from,
+            code,
         } = self;
-        tracing::info!(target: "audit", method, by, claims, from, ?code, "administers");
+        match code {
+            Some(code) => {
+                tracing::info!(target: "audit", method, by, claims, from, ?code, "administers");
+            }
+            // It may be carried out all the same.
+            None => {
+                tracing::info!(target: "audit", method, by, claims, from, "administers, and did not wait for the end");
+            }
+        }
     }
 }
 

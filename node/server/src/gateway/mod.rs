@@ -202,6 +202,21 @@ impl Gateway {
         }
     }
 
+    /// Waits until a caller would not be let in any more; for ever in development mode.
+    async fn until_unknown(&self, caller: &Caller) -> Failure {
+        if *caller == Caller::Anyone {
+            return std::future::pending().await;
+        }
+        let mut changes = self.security.watch_changes();
+        loop {
+            if let Err(failure) = self.security.still_knows(caller) {
+                return failure;
+            }
+            // Nobody looks after the files any more when the node ends.
+            let _ = tokio::time::timeout(CREDENTIALS_LOOK, changes.changed()).await;
+        }
+    }
+
     /// Refuses new streams, asks the clients of the others to connect elsewhere, each
     /// after a random time up to `spread`, and waits until all are closed, at most
     /// `max_wait`. Sends that were taken are answered first.

@@ -142,6 +142,7 @@ impl ChatService {
             .gateway
             .security
             .caller(request.headers(), connection)?;
+        request.extensions_mut().insert(caller.clone());
         if caller == Caller::Anyone {
             return Ok(caller);
         }
@@ -168,7 +169,6 @@ impl ChatService {
             // Refused for the lack of a user.
             (None, _) => {}
         }
-        request.extensions_mut().insert(caller.clone());
         Ok(caller)
     }
 }

@@ -254,7 +254,7 @@ impl Session {
             kick: Some(kick),
             status: failure.into_status(),
         };
-        self.kick(KickReason::CredentialEnded, end, false);
+        self.kick(KickReason::CredentialEnded, end, true);
     }
 
     /// The client sent what the protocol does not allow.

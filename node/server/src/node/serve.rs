@@ -34,6 +34,9 @@ const PEER_CONNECTIONS_MAX: usize = 8_192;
 const PEER_BEGINS_WITHIN: Duration = Duration::from_secs(10);
 /// Connections of operators at a time, at the port of their own.
 const ADMIN_CONNECTIONS_MAX: usize = 1_024;
+/// Calls and streams at a time on one connection of clients or operators; more wait at the
+/// client. Whoever is not known yet may ask for health, which can be watched without an end.
+const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 const CHAT: &str = "carillon.v1.Chat";
 const ADMIN: &str = "carillon.admin.v1.Admin";
 /// Connections of clients are asked for a sign of life this often.
@@ -100,6 +103,7 @@ pub(super) async fn serve_clients(node: Arc<Node>, listener: TcpListener) -> any
     }
     add_common(&node, &mut routes, &services)?;
     Server::builder()
+        .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
         .http2_keepalive_interval(Some(CLIENT_KEEPALIVE))
         .add_routes(routes.routes())
         .serve_with_incoming(incoming)
@@ -126,6 +130,7 @@ pub(super) async fn serve_operators(node: Arc<Node>, listener: TcpListener) {
         die(&format!("the operators' server cannot start: {error}"));
     }
     let served = Server::builder()
+        .max_concurrent_streams(Some(STREAMS_PER_CONNECTION_MAX))
         .http2_keepalive_interval(Some(CLIENT_KEEPALIVE))
         .add_routes(routes.routes())
         .serve_with_incoming(incoming)

@@ -62,6 +62,8 @@ impl Unary {
     fn begin<R>(&self, request: Request<R>) -> Result<(Call, R), Failure> {
         let metadata = request.metadata();
         let user = caller(metadata)?;
+        let known = request.extensions().get::<Caller>().cloned();
+        let known = known.ok_or_else(|| Failure::internal("nobody has asked who calls"))?;
         let asked = metadata
             .get("grpc-timeout")
             .and_then(|value| value.to_str().ok())
@@ -73,11 +75,7 @@ impl Unary {
         let call = Call {
             gateway: self.gateway.clone(),
             user,
-            caller: request
-                .extensions()
-                .get()
-                .cloned()
-                .unwrap_or(Caller::Anyone),
+            caller: known,
             deadline: Instant::now() + (timeout - margin),
             deadline_is_callers: asked.is_some(),
         };

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_auth::caller::Caller;
 use carillon_core::UserId;
 use carillon_proto::internal::{self, MessageRef, answer, query};
 use carillon_proto::v1;
@@ -28,12 +29,19 @@ pub(super) type SyncStream = Pin<Box<dyn Stream<Item = Result<v1::SyncResponse, 
 struct Follow {
     gateway: Arc<Gateway>,
     user: UserId,
+    caller: Caller,
     follower: Arc<Follower>,
     _place: Place,
 }
 
 impl Follow {
-    fn new(gateway: &Arc<Gateway>, user: &UserId, place: Place) -> Self {
+    fn new(call: &Call, place: Place) -> Self {
+        let Call {
+            gateway,
+            user,
+            caller,
+            ..
+        } = call;
         let follower = Arc::new(Follower::default());
         gateway
             .registry
@@ -41,6 +49,7 @@ impl Follow {
         Self {
             gateway: gateway.clone(),
             user: user.clone(),
+            caller: caller.clone(),
             follower,
             _place: place,
         }
@@ -60,12 +69,14 @@ impl Follow {
     /// Waits for entries after `cursor`.
     ///
     /// # Errors
-    /// UNAVAILABLE when this node is going away.
+    /// UNAVAILABLE when this node is going away, UNAUTHENTICATED when the caller would not be let
+    /// in any more.
     async fn beyond(&self, cursor: u64) -> Result<(), Failure> {
-        // Both arms are cancel-safe.
+        // All arms are cancel-safe.
         tokio::select! {
             () = self.follower.beyond(cursor) => Ok(()),
             () = self.gateway.turn_to_go() => Err(Failure::draining()),
+            failure = self.gateway.until_unknown(&self.caller) => Err(failure),
         }
     }
 }
@@ -93,7 +104,7 @@ impl Call {
             return Ok(page);
         }
         let wait_until = self.wait_until(Duration::from_millis(u64::from(request.wait_ms)));
-        let follow = Follow::new(&self.gateway, &self.user, self.gateway.admit()?);
+        let follow = Follow::new(&self, self.gateway.admit()?);
         follow.start(self.deadline).await?;
         match tokio::time::timeout_at(wait_until, follow.beyond(cursor)).await {
             Ok(Ok(())) => {}
@@ -103,6 +114,7 @@ impl Call {
         if !self.deadline_is_callers {
             self.deadline = Instant::now() + self.gateway.limits.op_timeout;
         }
+        self.gateway.security.still_knows(&self.caller)?;
         self.inbox_page(cursor, limit).await
     }
 
@@ -119,7 +131,7 @@ impl Call {
     pub(super) fn sync_stream(self, request: &v1::SyncRequest) -> Result<SyncStream, Failure> {
         let limit = page_entries(request.limit, SYNC_ENTRIES_DEFAULT)?;
         let place = self.gateway.admit()?;
-        let follow = Follow::new(&self.gateway, &self.user, place);
+        let follow = Follow::new(&self, place);
         let state = Following {
             call: self,
             follow,
