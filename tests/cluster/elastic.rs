@@ -133,11 +133,18 @@ async fn who_steers_dies_at_each_step_of_a_move() {
                 }
                 sleep(LOOK_INTERVAL).await;
             }
+            // All at once: several may be dead, and each that is left would die at its point
+            // while another one waits for it.
             for node in cluster.node_ids() {
                 if cluster.node(node).is_up() {
                     cluster.kill9(node).await?;
                 }
-                cluster.restart(node).await?;
+            }
+            for node in cluster.node_ids() {
+                cluster.spawn(node, &[])?;
+            }
+            for node in cluster.node_ids() {
+                cluster.wait_ready(node, RESTART_LIMIT).await?;
             }
             cluster.set_standing(leaving, Standing::Active).await?;
             cluster.wait_placed(leaving, 5..=7, MOVES_LIMIT).await?;
