@@ -2,6 +2,8 @@
 //! are restricted, and a revision changes exactly with what needs a restart.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use carillon_crds::ImCluster;
 use carillon_operator::build::config::{self, NodeFiles};
@@ -30,7 +32,7 @@ fn cluster(change: impl Fn(&mut Value)) -> ImCluster {
                 "serverKeys": {"name": "keys", "key": "server.toml"},
                 "clockSkew": "30s"
             },
-            "config": {"raft": {"heartbeat": "200ms"}, "logging": {"filter": "debug"}},
+            "config": {"raft": {"heartbeat": "100ms"}, "logging": {"filter": "debug"}},
             "podTemplate": {
                 "labels": {"team": "im"},
                 "annotations": {"restart": "1"},
@@ -249,7 +251,7 @@ fn a_revision_changes_with_what_needs_a_restart_and_with_nothing_else() {
     let grown = revision(|object| object["spec"]["storage"]["size"] = json!("20Gi"));
     assert_eq!(before, grown, "volumes grow online");
     let other: [(&str, Value); 6] = [
-        ("config", json!({"raft": {"heartbeat": "100ms"}})),
+        ("config", json!({"raft": {"heartbeat": "120ms"}})),
         ("resources", json!({"requests": {"cpu": 2}})),
         ("podTemplate", json!({"annotations": {"restart": "2"}})),
         ("tls", json!({})),
@@ -280,11 +282,58 @@ fn the_configuration_names_founders_for_founders_only() {
     );
     for one in [&found, &join] {
         assert_eq!(one["cluster_name"].as_str(), Some("prod.chat"));
-        assert_eq!(one["raft"]["heartbeat"].as_str(), Some("200ms"));
+        assert_eq!(one["raft"]["heartbeat"].as_str(), Some("100ms"));
         assert_eq!(one["logging"]["format"].as_str(), Some("json"));
         assert_eq!(one["auth"]["clock_skew"].as_str(), Some("30s"));
         assert_eq!(one["cluster"]["replication_factor"].as_integer(), Some(3));
     }
+}
+
+/// `CARILLON_NODE_BIN`, or the node that was built beside this test.
+fn node_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("CARILLON_NODE_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("this test is a file");
+    let built = test.parent().and_then(Path::parent);
+    built.expect("it is in deps").join("carillon-node")
+}
+
+#[test]
+fn a_node_takes_its_configuration() {
+    let cluster = cluster(|_| ());
+    let files = files(&context(&cluster));
+    let folder = tempfile::tempdir().expect("a folder");
+    let etc = folder.path().display().to_string();
+    std::fs::create_dir(folder.path().join("zones")).expect("made");
+    std::fs::write(folder.path().join("zones/zones"), "host-1 a\n").expect("written");
+    let check = |text: &str, env: (&str, &str)| {
+        let file = folder.path().join("node.toml");
+        std::fs::write(&file, text.replace("/etc/carillon", &etc)).expect("written");
+        let output = Command::new(node_binary())
+            .arg("--config")
+            .arg(&file)
+            .arg("--check")
+            .env_remove("CARILLON_DEV")
+            .env("CARILLON_NODE__PLACEMENT__HOST", "host-1")
+            .env("CARILLON_NODE__ADVERTISE__CLIENT", "chat-0.prod.svc:7400")
+            .env("CARILLON_NODE__ADVERTISE__PEER", "chat-0.prod.svc:7500")
+            .env(env.0, env.1)
+            .output()
+            .expect("carillon-node is built, or CARILLON_NODE_BIN names one");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    for (text, env) in [
+        (&files.found, ("CARILLON_NODE__NODE_ID", "1")),
+        (&files.join, ("CARILLON_NODE__JOIN__TOKEN", "secret")),
+    ] {
+        let (taken, said) = check(text, env);
+        assert!(taken, "{said}\n{text}");
+    }
+    let odd = files.found.replace("[tls]", "[tls]\nnobody_knows = 1");
+    let (taken, said) = check(&odd, ("CARILLON_NODE__NODE_ID", "1"));
+    assert!(!taken && said.contains("nobody_knows"), "{said}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod faults;
 mod invariants;
 mod kubernetes;
 mod operator;
+#[path = "../../../node/core/tests/steering/rng.rs"]
 mod rng;
 mod world;
 
