@@ -174,7 +174,7 @@ mod tests {
         for uri in [
             "carillon://demo/admin",
             "carillon://demo/admin/",
-            "carillon://demo/root/alice",
+            "carillon://demo/owner/alice",
             "carillon://demo/admin/alice/x",
             "carillon://demo/admin/al%69ce",
             "carillon:///admin/alice",

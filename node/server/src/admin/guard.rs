@@ -15,14 +15,14 @@ use carillon_core::map::ACTOR_BYTES_MAX;
 use carillon_proto::ACTOR_METADATA_KEY;
 use carillon_proto::admin::admin_server::{AdminServer, SERVICE_NAME};
 use http::{Request, Response};
+use tonic::Code;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::AdminService;
-use crate::gateway::Explained;
 use crate::gateway::errors::Failure;
+use crate::gateway::{Explained, code};
 use crate::listen::ConnectionInfo;
 use crate::security::{Security, access, denied};
 
@@ -199,10 +199,4 @@ impl Drop for Record {
             }
         }
     }
-}
-
-/// The code of a call that ended with its headers, or OK for one that has a body.
-fn code(response: &Response<Body>) -> Code {
-    let status = response.headers().get(Status::GRPC_STATUS);
-    status.map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()))
 }

@@ -46,7 +46,7 @@ pub use self::limits::Limits;
 pub use self::metrics::GatewayMetrics;
 use self::pushes::Pushes;
 use self::registry::{Listener, Registry};
-pub use self::service::{ChatService, Explained, Known};
+pub use self::service::{ChatService, Explained, Known, code};
 use self::session::{Place, Places, Session};
 use self::subscriptions::Subscriptions;
 use crate::router::Router;

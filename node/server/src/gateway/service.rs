@@ -235,7 +235,7 @@ fn explained(response: Response<Body>) -> Response<Body> {
 }
 
 /// The code of a call that ended with its headers, or OK for one that has a body.
-fn code(response: &Response<Body>) -> Code {
+pub fn code(response: &Response<Body>) -> Code {
     let status = response.headers().get(Status::GRPC_STATUS);
     status.map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()))
 }

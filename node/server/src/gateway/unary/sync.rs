@@ -10,7 +10,7 @@ use carillon_proto::internal::{self, MessageRef, answer, query};
 use carillon_proto::v1;
 use futures_util::Stream;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{Call, page_entries};
 use crate::gateway::Gateway;
@@ -108,12 +108,14 @@ impl Call {
         follow.start(self.deadline).await?;
         match tokio::time::timeout_at(wait_until, follow.beyond(cursor)).await {
             Ok(Ok(())) => {}
+            Ok(Err(failure)) if failure.code == Code::Unauthenticated => return Err(failure),
             // Nothing came in time, or the node stops: the page is empty.
             Ok(Err(_)) | Err(_) => return Ok(page),
         }
         if !self.deadline_is_callers {
             self.deadline = Instant::now() + self.gateway.limits.op_timeout;
         }
+        // What has come may have come when the caller was no longer let in.
         self.gateway.security.still_knows(&self.caller)?;
         self.inbox_page(cursor, limit).await
     }
