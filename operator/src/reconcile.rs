@@ -246,7 +246,8 @@ impl<C: Connect> Reconciler<C> {
         let known = cluster
             .status
             .as_ref()
-            .and_then(|status| status.cluster_id.clone());
+            .and_then(|status| status.cluster_id.clone())
+            .filter(|id| !id.is_empty());
         let answered = seen.as_ref().ok().map(|seen| seen.cluster.id.clone());
         let observed = Observed {
             now_s: now_s(),

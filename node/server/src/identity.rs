@@ -38,7 +38,8 @@ const NODE_RECORD: &[u8] = b"node";
 const FOUNDERS_RECORD: &[u8] = b"founders";
 /// The newest version that all founders support, as a number.
 const FOUNDING_VERSION_RECORD: &[u8] = b"founding_version";
-/// The nodes that the cluster had when this one joined.
+/// The nodes that the cluster had when this one joined it or made it: where they are reached until
+/// there is a map, whatever the configuration says by then.
 const CONTACTS_RECORD: &[u8] = b"contacts";
 
 /// Between two rounds of asking the initial peers.
@@ -152,7 +153,8 @@ impl Identity {
             own: config.node_info(&identity),
             supported: config.supported(),
             cluster_name: config.cluster_name.clone(),
-            peers: configured.chain(contacts).collect(),
+            // What is configured now is newer.
+            peers: contacts.chain(configured).collect(),
             dialer,
             store,
             cluster_id: RwLock::new(cluster_id),
@@ -313,6 +315,7 @@ impl Identity {
                         cluster = answer.cluster_id,
                         "joins the cluster that its peers made"
                     );
+                    self.keep_contacts(config)?;
                     return self.adopt(answer.cluster_id, &[], version);
                 } else if !answer.known_identity.is_empty() {
                     return Err(IdentityError::LostDisk {
@@ -326,6 +329,7 @@ impl Identity {
                 let cluster = random_id();
                 tracing::info!(cluster, nodes = fresh.len(), "makes a new cluster");
                 fresh.sort_by_key(|node| node.node_id);
+                self.keep_contacts(config)?;
                 return self.adopt(cluster, &fresh, version);
             }
             if reported.elapsed() >= REPORT_INTERVAL {
@@ -346,6 +350,16 @@ impl Identity {
     pub fn registered(&self, meta: &MetaState) -> Option<NodeInfo> {
         let known = meta.map.node(self.own.node_id);
         known.map(|_| self.own.clone())
+    }
+
+    /// Keeps where the initial peers are.
+    fn keep_contacts(&self, config: &Config) -> Result<(), IdentityError> {
+        let contacts = config.initial_peers.iter().map(|peer| {
+            let (client, from_peers) = (&peer.client_address, &peer.peer_address);
+            contact(NodeId(peer.node_id), client.clone(), from_peers.clone())
+        });
+        let record = encode_nodes(contacts.collect());
+        Ok(self.store.meta_put(CONTACTS_RECORD, &record)?)
     }
 
     fn adopt(
@@ -431,6 +445,20 @@ pub fn data_node(store: &Store) -> Result<Option<NodeId>, IdentityError> {
     };
     let id = id.parse().map_err(|_| IdentityError::Damaged("node"))?;
     Ok(Some(NodeId(id)))
+}
+
+/// A node of which no more is known than where it is reached. What it is is in the map, which
+/// comes with the meta group's state.
+pub fn contact(node_id: NodeId, client_address: String, peer_address: String) -> NodeInfo {
+    NodeInfo {
+        node_id,
+        identity: String::new(),
+        client_address,
+        peer_address,
+        zone: Zone::default(),
+        weight: 1,
+        capacity_bytes: u64::MAX,
+    }
 }
 
 /// Keeps what a node that joins was given. Durable when this returns; the cluster's record

@@ -7,6 +7,7 @@ use super::*;
 
 struct Opened {
     identity: Identity,
+    config: Config,
     _directory: tempfile::TempDir,
 }
 
@@ -30,6 +31,7 @@ fn opened() -> Opened {
     let store = Store::open(&StoreOptions::new(directory.path().join("state"))).expect("a store");
     Opened {
         identity: Identity::open(store, &config, Dialer::new(None)).expect("new"),
+        config,
         _directory: directory,
     }
 }
@@ -125,4 +127,22 @@ fn a_call_says_who_calls() {
         .caller(&metadata, &other)
         .expect_err("wiped");
     assert_eq!(refused.code(), Code::FailedPrecondition);
+}
+
+#[test]
+fn a_node_of_a_new_cluster_finds_the_others_without_its_configuration() {
+    let founder = opened();
+    let found = founder
+        .identity
+        .adopt("c".to_owned(), &[], ClusterVersion::MAX);
+    found.expect("a store that works");
+    let keeps = founder.identity.keep_contacts(&founder.config);
+    keeps.expect("a store that works");
+    let mut config = founder.config;
+    config.initial_peers.clear();
+    let store = founder.identity.store;
+    let again = Identity::open(store, &config, Dialer::new(None)).expect("the same");
+    let no_map = MetaState::default();
+    let address = again.peer_address(NodeId(3), &no_map);
+    assert_eq!(address.as_deref(), Some("127.0.0.1:23"));
 }

@@ -6,15 +6,13 @@
 use std::time::Duration;
 
 use carillon_core::ids::NodeId;
-use carillon_core::map::NodeInfo;
-use carillon_core::placement::Zone;
 use carillon_proto::internal::peer_client::PeerClient;
 use carillon_proto::internal::{JoinRequest, JoinResponse};
 use carillon_store::Store;
 use tonic::{Code, Status};
 
 use crate::config::{Config, Join};
-use crate::identity::{IdentityError, data_identity, data_node, keep_joined};
+use crate::identity::{IdentityError, contact, data_identity, data_node, keep_joined};
 use crate::peer::dial::Dialer;
 
 /// Between two rounds of asking the nodes that are configured.
@@ -71,7 +69,10 @@ pub async fn join(
             match ask(dialer, peer, &request).await {
                 Ok(answer) => {
                     let node = NodeId(answer.node_id);
-                    let contacts = answer.nodes.into_iter().map(contact).collect();
+                    let contacts = answer.nodes.into_iter().map(|node| {
+                        contact(NodeId(node.node_id), node.client_address, node.peer_address)
+                    });
+                    let contacts = contacts.collect();
                     keep_joined(store, node, &answer.cluster_id, contacts)?;
                     tracing::info!(node = node.0, cluster = answer.cluster_id, "joined");
                     return Ok(node);
@@ -114,17 +115,4 @@ async fn ask(dialer: &Dialer, peer: &str, request: &JoinRequest) -> Result<JoinR
             "{peer} did not answer in time"
         )))
     })
-}
-
-fn contact(node: carillon_proto::internal::KnownNode) -> NodeInfo {
-    NodeInfo {
-        node_id: NodeId(node.node_id),
-        identity: node.identity,
-        client_address: node.client_address,
-        peer_address: node.peer_address,
-        // What they are is in the map, which comes with the meta group's state.
-        zone: Zone::default(),
-        weight: 1,
-        capacity_bytes: u64::MAX,
-    }
 }

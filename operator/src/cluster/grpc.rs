@@ -65,7 +65,12 @@ async fn reach(endpoint: &Endpoint, credentials: &Credentials) -> Result<GrpcAdm
     let asked = client
         .get_cluster(request(proto::GetClusterRequest {}))
         .await;
-    asked.map_err(|status| status.message().to_owned())?;
+    let cluster = asked.map_err(|status| status.message().to_owned())?;
+    // Of a cluster that is being made, or one that just joined: what it says would be read as a
+    // cluster without nodes.
+    if cluster.into_inner().nodes == 0 {
+        return Err("it has no map of the cluster yet".to_owned());
+    }
     Ok(GrpcAdmin { client })
 }
 

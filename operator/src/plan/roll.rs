@@ -33,9 +33,11 @@ pub fn replace_broken(
         .filter(|member| matches!(member.fate, Fate::Stays | Fate::Surplus));
     for member in kept {
         let Some(pod) = member.pod else { continue };
-        // A founder that lost its volume once the cluster was there has to join it.
+        // A founder that lost its volume once the cluster was there has to join it. It ends by
+        // itself as often as it starts; one that does not may be marked in a moment.
         let stray = observed.cluster_made.is_some()
             && pod.founds
+            && pod.restarts > 0
             && member.claim.is_none_or(|claim| claim.node.is_none());
         let replaced = member.outdated(desired) || stray;
         if replaced && broken(member, pod, observed) && !pod.ended && !plan.deletes(&member.name) {

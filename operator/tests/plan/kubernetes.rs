@@ -140,7 +140,12 @@ impl World {
                     pod.trouble = None;
                     pod.ready_at_s = now_s + 1 + self.rng.below(4);
                 }
-                Err(trouble) => pod.trouble = Some(trouble),
+                Err(trouble) => {
+                    // One that asks to join goes on asking, any other one ends and is started
+                    // again.
+                    pod.restarts += u32::from(pod.start != Start::Join);
+                    pod.trouble = Some(trouble);
+                }
             }
         }
         let serves = pod.running && now_s >= pod.ready_at_s && self.cluster.made;

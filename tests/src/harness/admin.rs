@@ -657,7 +657,7 @@ impl Cluster {
                 let outcome = self.checksum_once(shard_id, shard.replicas.len()).await?;
                 let Err(reason) = outcome else { break };
                 if Instant::now() >= deadline {
-                    bail!("no checksum of shard {shard_id} within {limit:?}: {reason}");
+                    bail!("no checksum of {shard:?} within {limit:?}: {reason}");
                 }
                 sleep(POLL_INTERVAL).await;
             }

@@ -1,11 +1,11 @@
 //! The configuration of a test cluster: ports, `node.toml`, where the binary is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use anyhow::{Context as _, Result, bail};
 use rand::Rng as _;
@@ -16,6 +16,12 @@ use super::secured::Secured;
 /// Ports are taken from here: below the range that Linux gives to outgoing connections
 /// (32,768 and up), so that no client can take the port of a node that is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
+/// Ports that were given to a node. None is given twice: its node may be down just now.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+/// Where this process has its nodes; other processes have theirs elsewhere on the loopback
+/// network, and so cannot take the port of one that is down.
+pub static LOOPBACK: LazyLock<Ipv4Addr> =
+    LazyLock::new(|| Ipv4Addr::new(127, rand::rng().random_range(1..255), rand::random(), 1));
 /// Tries to find a free port.
 const PORT_TRIES_MAX: u32 = 1_000;
 
@@ -112,14 +118,12 @@ pub fn addresses(ids: RangeInclusive<u64>, network: Option<&Network>) -> Result<
 
 /// Finds free ports for so many nodes.
 fn free_addresses(nodes: usize) -> Result<Vec<Addresses>> {
-    // Held until all are found, so that none is found twice.
-    let mut held = Vec::new();
-    let mut address = || -> Result<String> {
+    let address = || -> Result<String> {
         for _ in 0..PORT_TRIES_MAX {
             let port = rand::rng().random_range(PORTS);
-            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-                held.push(listener);
-                return Ok(format!("127.0.0.1:{port}"));
+            let free = TcpListener::bind((*LOOPBACK, port)).is_ok();
+            if free && GIVEN.lock().is_ok_and(|mut given| given.insert(port)) {
+                return Ok(format!("{}:{port}", *LOOPBACK));
             }
         }
         bail!("no free port in {PORTS:?} after {PORT_TRIES_MAX} tries")

@@ -43,6 +43,8 @@ impl Process {
         let mut command = Command::new(program);
         command
             .args(args)
+            // Of a log that ends with an error its last lines are shown.
+            .env("RUST_LIB_BACKTRACE", "0")
             .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone()?)

@@ -19,6 +19,8 @@ use rcgen::{
 use serde_json::{Value, json};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
+use super::config::LOOPBACK;
+
 /// The cluster's name in `node.toml`.
 const CLUSTER: &str = "test";
 /// A test ends before its tokens do.
@@ -58,7 +60,7 @@ impl Authority {
 
     /// A certificate of `carillon://test/ROLE/NAME`, for nodes on loopback.
     pub fn issue(&self, role: &str, name: &str) -> Result<Issued> {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+        let mut params = CertificateParams::new(vec![LOOPBACK.to_string()])?;
         let uri = format!("carillon://{CLUSTER}/{role}/{name}");
         params.subject_alt_names.push(SanType::URI(uri.try_into()?));
         params.extended_key_usages = vec![

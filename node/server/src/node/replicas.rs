@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use carillon_core::ids::{NodeId, ReplicaId, SLOTS, ShardId, Slot, SlotRange};
 use carillon_core::map::{
-    ClusterVersion, JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, ShardDescriptor,
-    initial_map,
+    ClusterVersion, JoinToken, META_SHARD, MetaCommand, MetaReply, MetaState, NodeInfo,
+    ShardDescriptor, initial_map,
 };
 use carillon_core::merging::MergeMark;
 use carillon_log::GroupId;
@@ -44,6 +44,16 @@ const META_SLOTS: SlotRange = SlotRange {
     last: Slot(SLOTS),
 };
 
+fn meta_voters(founders: &[NodeInfo]) -> Vec<Member> {
+    let mut nodes: Vec<NodeId> = founders.iter().map(|node| node.node_id).collect();
+    nodes.sort_unstable();
+    let voters = match nodes.len() {
+        few @ ..3 => few,
+        count => META_VOTERS_MAX.min(count - (count + 1) % 2),
+    };
+    nodes.into_iter().take(voters).map(meta_member).collect()
+}
+
 impl Node {
     pub(super) async fn start_meta(self: &Arc<Self>) -> anyhow::Result<()> {
         let state = self.store.shard(META_SHARD, META_SLOTS)?;
@@ -57,25 +67,12 @@ impl Node {
         let me = meta_member(self.config.node());
         let group = self.start_group(META_SHARD, me, Box::new(machine)).await?;
         self.start_replica(group.clone(), reader, Shared::default(), None);
-        if !self.identity.founders().is_empty() {
-            group.initialize(&self.meta_voters()).await?;
+        // As they were when the cluster was made, whatever is configured by now.
+        let founders = self.identity.founders();
+        if !founders.is_empty() {
+            group.initialize(&meta_voters(&founders)).await?;
         }
         Ok(())
-    }
-
-    fn meta_voters(&self) -> Vec<Member> {
-        let mut nodes: Vec<NodeId> = self
-            .config
-            .initial_peers
-            .iter()
-            .map(|peer| NodeId(peer.node_id))
-            .collect();
-        nodes.sort_unstable();
-        let voters = match nodes.len() {
-            few @ ..3 => few,
-            count => META_VOTERS_MAX.min(count - (count + 1) % 2),
-        };
-        nodes.into_iter().take(voters).map(meta_member).collect()
     }
 
     /// Founds the cluster's map, and registers what this node says of itself.

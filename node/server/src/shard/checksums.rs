@@ -23,15 +23,17 @@ pub struct ChecksumResult {
     pub checksum: Result<Checksum, String>,
 }
 
-/// The replica got a snapshot, perhaps in place of the entry that asked.
+/// The replica got a snapshot, perhaps in place of the entry that asked, or is being deleted.
 #[derive(Debug, thiserror::Error)]
-#[error("a snapshot has taken the place of entries here, perhaps of the one that asks; ask again")]
+#[error(
+    "the entry that asks may not come here: a snapshot has taken its place, or the replica is deleted; ask again"
+)]
 pub struct PassedOver;
 
 /// Results of one replica.
 pub struct Checksums {
     results: Mutex<VecDeque<ChecksumResult>>,
-    snapshots: AtomicU64,
+    passed_over: AtomicU64,
     changed: watch::Sender<u64>,
 }
 
@@ -39,7 +41,7 @@ impl Default for Checksums {
     fn default() -> Self {
         Self {
             results: Mutex::new(VecDeque::new()),
-            snapshots: AtomicU64::new(0),
+            passed_over: AtomicU64::new(0),
             changed: watch::Sender::new(0),
         }
     }
@@ -65,9 +67,10 @@ impl Checksums {
         });
     }
 
-    /// A snapshot was installed: who waits now may wait for an entry that does not come.
+    /// A snapshot was installed, or the replica ends: who waits now may wait for an entry that
+    /// does not come.
     pub fn passed_over(&self) {
-        self.snapshots.fetch_add(1, Ordering::AcqRel);
+        self.passed_over.fetch_add(1, Ordering::AcqRel);
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -77,7 +80,7 @@ impl Checksums {
     /// [`PassedOver`].
     pub async fn wait(&self, nonce: u64) -> Result<ChecksumResult, PassedOver> {
         let mut changed = self.changed.subscribe();
-        let snapshots = self.snapshots.load(Ordering::Acquire);
+        let passed_over = self.passed_over.load(Ordering::Acquire);
         loop {
             changed.borrow_and_update();
             if let Some(result) = self
@@ -88,7 +91,7 @@ impl Checksums {
             {
                 return Ok(result.clone());
             }
-            if self.snapshots.load(Ordering::Acquire) != snapshots {
+            if self.passed_over.load(Ordering::Acquire) != passed_over {
                 return Err(PassedOver);
             }
             if changed.changed().await.is_err() {

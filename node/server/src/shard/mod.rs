@@ -702,6 +702,7 @@ impl Replica {
             // Its sender is dropped, never used.
             let _ = ended.await;
         }
+        self.shared.checksums.passed_over();
     }
 
     /// It is being deleted.
