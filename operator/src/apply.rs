@@ -10,6 +10,9 @@ use crate::build::objects::{Kind, Object};
 use crate::build::{CLUSTER_LABEL, FIELD_MANAGER};
 use crate::plan::Uid;
 
+/// What the API server says of what is made in a namespace that is on its way out: Pods go first
+/// there, before the ImCluster is asked to.
+const NAMESPACE_ENDS: &str = "because it is being terminated";
 /// Deletions of one kind in one pass.
 const SWEPT_MAX: usize = 64;
 
@@ -25,6 +28,9 @@ pub struct ApplyError {
 /// What the API server says, without what it repeats of the object.
 fn told(error: &kube::Error) -> String {
     match error {
+        kube::Error::Api(status) if status.message.contains(NAMESPACE_ENDS) => {
+            "its namespace is being deleted".to_owned()
+        }
         kube::Error::Api(status) => status.message.lines().next().unwrap_or_default().to_owned(),
         other => other.to_string(),
     }
@@ -110,10 +116,10 @@ pub async fn delete(
     kind: Kind,
     name: &str,
     uid: &Uid,
-    force: bool,
+    grace_s: Option<u32>,
 ) -> Result<(), ApplyError> {
     let params = DeleteParams {
-        grace_period_seconds: force.then_some(0),
+        grace_period_seconds: grace_s,
         preconditions: Some(Preconditions {
             uid: Some(uid.0.clone()),
             ..Preconditions::default()
@@ -150,7 +156,7 @@ pub async fn sweep(
         .take(SWEPT_MAX)
         .collect();
     for (name, uid) in gone {
-        delete(client, namespace, kind, &name, &Uid(uid), false).await?;
+        delete(client, namespace, kind, &name, &Uid(uid), None).await?;
     }
     Ok(())
 }

@@ -53,6 +53,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     bootstrap::clear_ended(observed, &mut plan);
     volumes::grow(desired, &members, &mut plan);
     if observed.cluster_made.is_none() {
+        standing::troubles(&members, &mut plan);
         bootstrap::found(desired, observed, &members, &mut plan);
         roll::replace_broken(desired, &members, observed, &mut plan);
         return plan;
@@ -62,6 +63,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     match &observed.cluster {
         Err(reason) => {
             roll::replace_broken(desired, &members, observed, &mut plan);
+            standing::troubles(&members, &mut plan);
             plan.wait(WaitKind::NoAnswer, None, reason.clone());
         }
         Ok(cluster) => {

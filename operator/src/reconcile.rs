@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use carillon_crds::imcluster::CertificateStatus;
+use carillon_crds::imcluster::{CertificateStatus, DeletionPolicy};
 use carillon_crds::validate::validate;
 use carillon_crds::{ImCluster, ImClusterStatus};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
@@ -35,6 +35,9 @@ use crate::resolve::{self, Target};
 use crate::secrets::{self, SecretsError};
 use crate::status::{self, Facts};
 
+/// Members of a cluster that is being deleted have nobody to hand over to: they stop in order,
+/// and do not wait for each other.
+const DELETION_GRACE_S: u32 = 15;
 /// What was applied is applied again after this, against what others changed.
 const APPLY_AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// When nothing waits, and when something does.
@@ -484,11 +487,18 @@ impl<C: Connect> Reconciler<C> {
             }
             Step::DeleteVolume { member, uid } => {
                 let name = names::claim(member);
-                apply::delete(client, namespace, CLAIM, &name, uid, false).await?;
+                apply::delete(client, namespace, CLAIM, &name, uid, None).await?;
             }
             Step::DeletePod {
                 member, uid, force, ..
-            } => apply::delete(client, namespace, POD, member.as_str(), uid, *force).await?,
+            } => {
+                let grace_s = match (force, cluster.meta().deletion_timestamp.is_some()) {
+                    (true, _) => Some(0),
+                    (false, true) => Some(DELETION_GRACE_S),
+                    (false, false) => None,
+                };
+                apply::delete(client, namespace, POD, member.as_str(), uid, grace_s).await?;
+            }
             Step::SetStanding {
                 node,
                 standing,
@@ -504,7 +514,12 @@ impl<C: Connect> Reconciler<C> {
                     .set_policy(*failure_replacement_after_s, *lost_nodes_max)
                     .await?;
             }
-            Step::RemoveFinalizer => self.set_finalizers(cluster, namespace, false).await?,
+            Step::RemoveFinalizer => {
+                if cluster.spec.deletion_policy == DeletionPolicy::Delete {
+                    secrets::forget_authority(client, &context).await?;
+                }
+                self.set_finalizers(cluster, namespace, false).await?;
+            }
         }
         Ok(())
     }

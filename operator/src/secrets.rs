@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use carillon_crds::imcluster::TlsMode;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -152,7 +152,11 @@ async fn authority(
     }
     let cluster = names::cluster(context.namespace, context.name);
     let made = tls::make_authority(&cluster, now_s)?;
-    let object = secret(context, &name, &made, &made);
+    let mut object = secret(context, &name, &made, &made);
+    // It stays with the volumes, so that clients trust the cluster that is made on them again.
+    if let Some(metadata) = object.body["metadata"].as_object_mut() {
+        metadata.remove("ownerReferences");
+    }
     let typed: Secret =
         serde_json::from_value(object.body).map_err(|error| TlsError::Read(error.to_string()))?;
     match api.create(&PostParams::default(), &typed).await {
@@ -161,6 +165,20 @@ async fn authority(
         Err(kube::Error::Api(status)) if status.code == 409 => {
             read(api, &name).await?.ok_or(SecretsError::Missing(name))
         }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Deletes the operator's authority of a cluster, once nothing of the cluster stays.
+///
+/// # Errors
+/// [`SecretsError`].
+pub async fn forget_authority(client: &Client, context: &Context<'_>) -> Result<(), SecretsError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), context.namespace);
+    let name = names::authority(context.name);
+    match api.delete(&name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -104,8 +104,9 @@ pub fn invalid(generation: Option<i64>, text: &str, before: &ImClusterStatus) ->
 
 fn operation(plan: &Plan) -> Option<OperationStatus> {
     let operation = plan.operation.as_ref()?;
-    let of_member =
-        |wait: &&crate::plan::Wait| wait.member.is_none() || wait.member == operation.member;
+    let of_member = |wait: &&crate::plan::Wait| {
+        wait.member.is_none() || operation.member.is_none() || wait.member == operation.member
+    };
     let blocked = plan
         .waits
         .iter()
@@ -166,7 +167,9 @@ fn member_status(facts: &Facts<'_>, member: &Member<'_>) -> MemberStatus {
             .filter(|one| !one.is_empty()),
         updated: member.pod.is_some() && !member.outdated(facts.desired),
         volume: capacity.map(quantity::text),
-        message: of_it.map(|wait| wait.reason.clone()).next(),
+        message: of_it
+            .min_by_key(|wait| weight(wait.kind))
+            .map(|wait| wait.reason.clone()),
     }
 }
 
@@ -260,12 +263,13 @@ fn weight(kind: WaitKind) -> u32 {
         WaitKind::Paused => 0,
         WaitKind::CanaryFailed => 1,
         WaitKind::UpgradeRefused => 2,
-        WaitKind::NoAnswer => 3,
-        WaitKind::Starting => 4,
-        WaitKind::StormCap => 5,
-        WaitKind::RollPaused => 6,
-        WaitKind::Unsafe => 7,
-        WaitKind::Draining | WaitKind::Soaking | WaitKind::Ending | WaitKind::Resizing => 8,
+        WaitKind::CannotStart => 3,
+        WaitKind::NoAnswer => 4,
+        WaitKind::Starting => 5,
+        WaitKind::StormCap => 6,
+        WaitKind::RollPaused => 7,
+        WaitKind::Unsafe => 8,
+        WaitKind::Draining | WaitKind::Soaking | WaitKind::Ending | WaitKind::Resizing => 9,
     }
 }
 

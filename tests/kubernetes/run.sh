@@ -66,10 +66,21 @@ else
         reason=$("$bed/lib/why-no-nodes.sh")
         untested+=("all that needs nodes: ${reason:-CONTROL_PLANE_ONLY is set}")
     elif [ -x "$CARGO_TARGET_DIR/release/carillon-node" ]; then
-        CARILLON_NODE_IMAGE=carillon.dev/carillon-node:e2e
-        export CARILLON_NODE_IMAGE
-        scripts/build-image.sh node "$CARILLON_NODE_IMAGE" "$work/node.tar"
-        "$bed/load" "$work/node.tar"
+        export CARILLON_NODE_IMAGE=carillon.test/node:one CARILLON_SECOND_NODE_IMAGE=carillon.test/node:two
+        for image in "$CARILLON_NODE_IMAGE" "$CARILLON_SECOND_NODE_IMAGE"; do
+            scripts/build-image.sh node "$image" "$work/node.tar"
+            "$bed/load" "$work/node.tar"
+        done
+        scripts/build-image.sh operator carillon.test/operator:one "$work/operator.tar"
+        "$bed/load" "$work/operator.tar"
+        # An older release of the chart becomes this one, as far as there is an older one: first
+        # one operator, then two.
+        for replicas in 1 2; do
+            "$CARILLON_CACHE/bin/helm" upgrade --install carillon charts/carillon \
+                --namespace carillon-system --create-namespace --wait --timeout 2m \
+                --set replicas=$replicas --set image.repository=carillon.test/operator \
+                --set-string image.tag=one >/dev/null
+        done
     else
         untested+=("the image of a node: carillon-node is not built")
     fi

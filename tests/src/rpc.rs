@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use carillon_proto::admin::admin_client::AdminClient;
-use carillon_proto::v1::chat_client::ChatClient;
 use carillon_proto::{ERROR_DOMAIN, USER_METADATA_KEY, v1};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-/// The generated chat client.
-pub type Chat = ChatClient<Channel>;
+pub use crate::access::Chat;
+
+use crate::access::Access;
 /// The generated admin client.
 pub type Admin = AdminClient<Channel>;
 
@@ -28,9 +28,9 @@ pub fn endpoint(address: &str) -> Result<Endpoint> {
     Ok(endpoint.connect_timeout(CONNECT_LIMIT).tcp_nodelay(true))
 }
 
-/// A chat client that connects when it is first used.
+/// A chat client that connects when it is first used, of a cluster in development mode.
 pub fn chat(address: &str) -> Result<Chat> {
-    Ok(Chat::new(endpoint(address)?.connect_lazy()))
+    Ok(Access::default().target(address)?.chat())
 }
 
 /// An admin client that connects when it is first used.

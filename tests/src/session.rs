@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use carillon_proto::v1::chat_client::ChatClient;
 use carillon_proto::v1::{self, client_frame, server_frame};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -12,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
-use crate::rpc::{self, Chat};
+use crate::rpc;
 
 /// How long a frame that has to come may take.
 pub const FRAME_LIMIT: Duration = Duration::from_secs(10);
@@ -43,7 +44,7 @@ impl Session {
     pub async fn silent(endpoint: &Endpoint) -> Result<Self> {
         let channel = endpoint.connect().await?;
         let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES_MAX);
-        let mut chat = Chat::new(channel);
+        let mut chat = ChatClient::new(channel);
         let answer = chat.connect(ReceiverStream::new(frames));
         let answer = timeout(FRAME_LIMIT, answer)
             .await

@@ -16,6 +16,7 @@ use crate::history::{
 };
 use crate::load::{Load, inbox_entry, is_transient};
 use crate::rpc::{self, Chat};
+use crate::sends::Sends;
 
 /// From the end of sending until everything is answered.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
@@ -31,14 +32,22 @@ const TRIES_MAX: u32 = 20;
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Ends a load and checks everything that can be checked.
-pub async fn verify(cluster: &Cluster, mut load: Load) -> Result<Report> {
-    load.drain(DRAIN_LIMIT).await?;
-    let started = Instant::now();
+pub async fn verify(cluster: &Cluster, load: Load) -> Result<Report> {
     let mut nodes = Vec::new();
     for id in cluster.up_ids() {
         let chat = rpc::chat(&cluster.node(id).addresses().client)?;
         nodes.push((format!("node {id}"), chat));
     }
+    let (report, _) = verify_through(nodes, load).await?;
+    cluster.check_checksums(CHECKSUM_LIMIT).await?;
+    Ok(report)
+}
+
+/// Ends a load and checks what clients of these nodes see; the names are for people. Says too how
+/// sending went since the last [`Load::reset_longest_pause`].
+pub async fn verify_through(nodes: Vec<(String, Chat)>, mut load: Load) -> Result<(Report, Sends)> {
+    load.drain(DRAIN_LIMIT).await?;
+    let started = Instant::now();
     let conversations = load.conversations().clone();
     let mut last = FinalState::default();
     let mut heads: BTreeMap<UserId, InboxSeq> = BTreeMap::new();
@@ -62,7 +71,7 @@ pub async fn verify(cluster: &Cluster, mut load: Load) -> Result<Report> {
         let (_, chat) = nodes.first().context("no node is up")?;
         summarise(chat, user, &mut last).await?;
     }
-    let pace = load.pace();
+    let (pace, looked_at) = (load.pace(), load.looked_at());
     let history = History {
         conversations,
         devices: load.finish().await?,
@@ -78,8 +87,7 @@ pub async fn verify(cluster: &Cluster, mut load: Load) -> Result<Report> {
         bail!("the cluster broke its promises: {report}");
     }
     delivered?;
-    cluster.check_checksums(CHECKSUM_LIMIT).await?;
-    Ok(report)
+    Ok((report, Sends::of(&history.devices, looked_at)))
 }
 
 /// Tries a call again while the node recovers.

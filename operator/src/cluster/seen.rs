@@ -93,7 +93,12 @@ pub fn understand(whose: &Whose<'_>, answers: &Answers) -> Seen {
 fn lacking(shard: &proto::ShardStatus) -> Vec<u64> {
     let leader = shard.replicas.iter().find(|one| one.role() == Role::Leader);
     let behind = |replica: &&proto::ReplicaStatus| {
-        let answers = matches!(replica.role(), Role::Leader | Role::Follower);
+        let answers = match replica.role() {
+            Role::Leader | Role::Follower => true,
+            // Of the meta group all nodes have a replica, and only some of them a vote.
+            Role::Learner => shard.shard_id == 0,
+            _ => false,
+        };
         let lag = leader.map(|leader| leader.last_log_index.saturating_sub(replica.applied_index));
         !answers || lag.is_none_or(|entries| entries > BEHIND_ENTRIES_MAX)
     };
@@ -195,5 +200,10 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(lacking(&shard), [3, 4, 5]);
+        let meta = proto::ShardStatus {
+            shard_id: 0,
+            ..shard
+        };
+        assert_eq!(lacking(&meta), [3, 4]);
     }
 }

@@ -208,7 +208,11 @@ fn hindrance(cluster: &ClusterSeen, members: &Members<'_>, member: &Member<'_>) 
     }
     for other in members.all.iter().filter(|other| other.name != member.name) {
         if !other.whole() {
-            return Some(format!("{} is not ready", other.name));
+            let trouble = other.pod.and_then(|pod| pod.trouble.as_ref());
+            return Some(match trouble {
+                Some(trouble) => format!("{}: its Pod does not start: {trouble}", other.name),
+                None => format!("{} is not ready", other.name),
+            });
         }
         if other.standing() == Some(Standing::DrainingForRestart) {
             return Some(format!("{} is drained for a restart", other.name));

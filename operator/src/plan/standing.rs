@@ -3,7 +3,7 @@
 use super::desired::Desired;
 use super::members::Members;
 use super::observed::{ClusterSeen, NodeSeen, Standing};
-use super::steps::{OperationKind, Plan, Step, WaitKind};
+use super::steps::{OperationKind, Plan, Step, Wait, WaitKind};
 
 pub fn policy(desired: &Desired, cluster: &ClusterSeen, plan: &mut Plan) {
     let wanted = &desired.replacement;
@@ -62,6 +62,16 @@ pub fn gone(node: &NodeSeen) -> bool {
     node.replicas == 0 && matches!(node.standing, Standing::Lost | Standing::DrainingForRemoval)
 }
 
+/// Pods that Kubernetes cannot start: why the cluster does not answer, while it does not.
+pub fn troubles(members: &Members<'_>, plan: &mut Plan) {
+    for member in members.staying() {
+        if let Some(trouble) = member.pod.and_then(|pod| pod.trouble.as_ref()) {
+            let reason = format!("its Pod does not start: {trouble}");
+            plan.wait(WaitKind::CannotStart, Some(&member.name), reason);
+        }
+    }
+}
+
 /// Members that stay and do not serve yet are waited for.
 pub fn unready(desired: &Desired, members: &Members<'_>, plan: &mut Plan) {
     for member in members.staying() {
@@ -85,6 +95,16 @@ pub fn unready(desired: &Desired, members: &Members<'_>, plan: &mut Plan) {
             false => OperationKind::Healing,
         };
         plan.operation(kind, Some(&member.name), reason.clone(), None);
-        plan.wait(WaitKind::Starting, Some(&member.name), reason);
+        let said =
+            |wait: &Wait| wait.member.as_ref() == Some(&member.name) && wait.reason == reason;
+        if plan.waits.iter().any(said) {
+            continue;
+        }
+        let trouble = member.pod.and_then(|pod| pod.trouble.as_ref());
+        let kind = match trouble {
+            Some(_) => WaitKind::CannotStart,
+            None => WaitKind::Starting,
+        };
+        plan.wait(kind, Some(&member.name), reason);
     }
 }

@@ -119,6 +119,8 @@ pub enum WaitKind {
     UpgradeRefused,
     /// The cluster does not answer.
     NoAnswer,
+    /// Kubernetes cannot start a Pod: nowhere to place it, no image, no volume.
+    CannotStart,
     /// A member is not ready yet.
     Starting,
     /// A drain takes its time.

@@ -188,6 +188,20 @@ fn the_first_members_found_the_cluster_and_others_wait_for_it() {
 }
 
 #[test]
+fn why_the_first_members_do_not_start_is_said_first() {
+    let mut seen = observed(3);
+    seen.cluster_made = None;
+    seen.cluster = Err("nobody answers".to_owned());
+    let pod = pod_of(&mut seen, 1);
+    pod.trouble = Some("no machine is large enough".to_owned());
+    pod.ready_since_s = None;
+    let plan = plan(&desired(3), &seen);
+    let first = plan.waits.first().map(|wait| wait.reason.as_str());
+    let said = "its Pod does not start: no machine is large enough";
+    assert_eq!(first, Some(said));
+}
+
+#[test]
 fn a_lost_pod_is_made_again_at_once_and_joins() {
     let mut seen = observed(3);
     seen.pods.remove(&member(1));

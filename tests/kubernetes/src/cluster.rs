@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace as NamespaceObject, Node, ServiceAccount};
-use k8s_openapi::{Metadata, NamespaceResourceScope};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Client, Config, Resource};
 use serde_json::json;
@@ -135,14 +135,13 @@ impl Namespace {
     pub async fn create<K>(&self, object: serde_json::Value) -> anyhow::Result<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Metadata<Ty = ObjectMeta>
             + Clone
             + Debug
             + serde::Serialize
             + serde::de::DeserializeOwned,
     {
         let object: K = serde_json::from_value(object).context("not such an object")?;
-        let what = format!("{} {:?}", K::KIND, object.metadata().name);
+        let what = format!("{} {:?}", K::kind(&()), object.meta().name);
         self.api::<K>()
             .create(&PostParams::default(), &object)
             .await

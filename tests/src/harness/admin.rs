@@ -657,7 +657,9 @@ impl Cluster {
                 let outcome = self.checksum_once(shard_id, shard.replicas.len()).await?;
                 let Err(reason) = outcome else { break };
                 if Instant::now() >= deadline {
-                    bail!("no checksum of {shard:?} within {limit:?}: {reason}");
+                    // Who is behind in the meta group may have a replica that is to go.
+                    let meta = shards.iter().find(|shard| shard.shard_id == 0);
+                    bail!("no checksum of {shard:?} within {limit:?}: {reason}; {meta:?}");
                 }
                 sleep(POLL_INTERVAL).await;
             }

@@ -12,6 +12,7 @@ mod plan;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::history::{Clock, ConversationId, DeviceHistory, InboxSeq, UserId};
+use crate::access::Target;
+use crate::history::{At, Clock, ConversationId, DeviceHistory, InboxSeq, UserId};
 use crate::rpc::{self, Chat};
 
 use device::{Device, DeviceParts};
@@ -125,22 +127,22 @@ pub struct Load {
     progress: Arc<Progress>,
     devices: Vec<JoinHandle<DeviceHistory>>,
     positions: Vec<(UserId, watch::Receiver<Position>)>,
+    clock: Clock,
+    /// Microseconds of the clock.
+    looked_at: AtomicU64,
 }
 
 impl Load {
     /// Creates the groups and starts all devices on the nodes with these client addresses.
     pub async fn start(addresses: &[String], options: LoadOptions) -> Result<Self> {
         let plan = Plan::make(&options);
-        let nodes: Vec<Chat> = addresses
+        let targets = addresses
             .iter()
-            .map(|address| rpc::chat(address))
-            .collect::<Result<_>>()?;
+            .map(|address| options.access.target(address))
+            .collect::<Result<Vec<_>>>()?;
+        let nodes: Vec<Chat> = targets.iter().map(Target::chat).collect();
         create_groups(&plan, &nodes).await?;
 
-        let endpoints = addresses
-            .iter()
-            .map(|address| rpc::endpoint(address))
-            .collect::<Result<Vec<_>>>()?;
         let nodes: Arc<[Chat]> = nodes.into();
         let options = Arc::new(options);
         let clock = Clock::start();
@@ -154,7 +156,7 @@ impl Load {
                 user: user.clone(),
                 name: name.clone(),
                 conversations: plan.conversations_of(user),
-                endpoints: endpoints.clone(),
+                targets: targets.clone(),
                 nodes: Arc::clone(&nodes),
                 options: Arc::clone(&options),
                 rng: StdRng::seed_from_u64(options.seed.wrapping_add(number)),
@@ -172,6 +174,8 @@ impl Load {
             progress,
             devices,
             positions,
+            clock,
+            looked_at: AtomicU64::new(0),
         })
     }
 
@@ -191,8 +195,9 @@ impl Load {
         pauses.max().unwrap_or_default()
     }
 
-    /// Forgets the longest pauses so far.
+    /// Forgets the longest pauses so far, and how sending went.
     pub fn reset_longest_pause(&self) {
+        self.looked_at.store(self.clock.now().0, Ordering::Relaxed);
         self.progress.all.send_modify(Pace::reset_longest_pause);
         for pace in self.progress.of_each().values_mut() {
             pace.reset_longest_pause();
@@ -209,6 +214,11 @@ impl Load {
             bail!("{missing} of {more} messages were not acknowledged within {limit:?}");
         }
         Ok(())
+    }
+
+    /// When it was reset last.
+    pub fn looked_at(&self) -> At {
+        At(self.looked_at.load(Ordering::Relaxed))
     }
 
     /// The members of each conversation.

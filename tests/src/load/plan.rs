@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
+use crate::access::Access;
 use crate::history::{ConversationId, UserId};
 use crate::rpc;
 
@@ -31,6 +32,8 @@ pub struct LoadOptions {
     pub send_interval: Duration,
     /// Bytes of a message's text.
     pub text_bytes: usize,
+    /// How the devices reach the cluster.
+    pub access: Access,
 }
 
 impl LoadOptions {
@@ -46,6 +49,7 @@ impl LoadOptions {
             in_flight_max: 8,
             send_interval: Duration::from_millis(50),
             text_bytes: 128,
+            access: Access::default(),
         }
     }
 

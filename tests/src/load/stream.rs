@@ -6,10 +6,9 @@ use carillon_proto::v1::{self, client_frame, server_frame};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
 
 use super::calls::is_transient;
-use crate::rpc::Chat;
+use crate::access::Target;
 
 /// Frames that wait for the connection.
 const OUTBOUND_FRAMES_MAX: usize = 512;
@@ -34,10 +33,10 @@ pub(super) struct Open {
 impl Open {
     /// Connects and says hello.
     pub async fn connect(
-        endpoint: &Endpoint,
+        target: &Target,
         hello: v1::Hello,
     ) -> Result<(Self, v1::Welcome), OpenError> {
-        match tokio::time::timeout(WELCOME_LIMIT, Self::try_connect(endpoint, hello)).await {
+        match tokio::time::timeout(WELCOME_LIMIT, Self::try_connect(target, hello)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(OpenError::Transient(format!(
                 "no Welcome within {WELCOME_LIMIT:?}"
@@ -46,10 +45,10 @@ impl Open {
     }
 
     async fn try_connect(
-        endpoint: &Endpoint,
+        target: &Target,
         hello: v1::Hello,
     ) -> Result<(Self, v1::Welcome), OpenError> {
-        let channel = endpoint
+        let mut chat = target
             .connect()
             .await
             .map_err(|error| OpenError::Transient(error.to_string()))?;
@@ -58,9 +57,7 @@ impl Open {
         outbound
             .try_send(v1::ClientFrame { frame: Some(hello) })
             .map_err(|error| OpenError::Protocol(error.to_string()))?;
-        let answer = Chat::new(channel)
-            .connect(ReceiverStream::new(frames))
-            .await;
+        let answer = chat.connect(ReceiverStream::new(frames)).await;
         let mut inbound = answer.map_err(failed)?.into_inner();
         let first = inbound.message().await.map_err(failed)?;
         match first.and_then(|frame| frame.frame) {

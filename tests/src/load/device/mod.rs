@@ -18,13 +18,13 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tonic::transport::Endpoint;
 
 use super::calls::{self, Done};
 use super::inbox::Inbox;
 use super::plan::LoadOptions;
 use super::stream::{Open, OpenError};
 use super::{Phase, Position, Progress};
+use crate::access::Target;
 use crate::history::{
     ClientMessageId, Clock, ConversationId, DeviceHistory, Event, InboxSeq, Record, Seq,
     StreamNumber, UserId,
@@ -52,7 +52,7 @@ pub(super) struct DeviceParts {
     pub user: UserId,
     pub name: String,
     pub conversations: Vec<ConversationId>,
-    pub endpoints: Vec<Endpoint>,
+    pub targets: Vec<Target>,
     pub nodes: Arc<[Chat]>,
     pub options: Arc<LoadOptions>,
     pub rng: StdRng,
@@ -87,7 +87,7 @@ pub(super) struct Device {
     read_upto: HashMap<ConversationId, Seq>,
     delivered_upto: HashMap<ConversationId, Seq>,
     calls: JoinSet<Done>,
-    endpoint: usize,
+    target: usize,
     heard: Instant,
     /// Tries to connect that failed since the last one that did not.
     failures: u32,
@@ -105,7 +105,7 @@ enum Go {
 impl Device {
     pub fn new(parts: DeviceParts) -> Self {
         let mut parts = parts;
-        let endpoint = parts.rng.random_range(0..parts.endpoints.len());
+        let target = parts.rng.random_range(0..parts.targets.len());
         Self {
             parts,
             records: Vec::new(),
@@ -120,7 +120,7 @@ impl Device {
             read_upto: HashMap::new(),
             delivered_upto: HashMap::new(),
             calls: JoinSet::new(),
-            endpoint,
+            target,
             heard: Instant::now(),
             failures: 0,
             acked_cursor: InboxSeq(0),
@@ -131,14 +131,14 @@ impl Device {
     pub async fn run(mut self) -> DeviceHistory {
         while self.phase() != Phase::Done {
             self.stream = self.stream.next();
-            let endpoint = &self.parts.endpoints[self.endpoint];
+            let target = &self.parts.targets[self.target];
             let hello = v1::Hello {
                 user_id: self.parts.user.to_string(),
                 device_id: self.parts.name.clone(),
                 platform: "test".to_owned(),
                 inbox_cursor: Some(self.inbox.cursor().0),
             };
-            match Open::connect(endpoint, hello).await {
+            match Open::connect(target, hello).await {
                 Ok((open, welcome)) => {
                     self.welcomed(&welcome);
                     self.serve(open).await;
@@ -146,7 +146,7 @@ impl Device {
                 Err(OpenError::Transient(why)) => self.not_opened(&why),
                 Err(OpenError::Protocol(what)) => self.anomaly(what),
             }
-            self.endpoint = (self.endpoint + 1) % self.parts.endpoints.len();
+            self.target = (self.target + 1) % self.parts.targets.len();
             // The phase may change while this waits; it is looked at right after.
             let _ = tokio::time::timeout(RETRY_AFTER, self.parts.phase.changed()).await;
         }
