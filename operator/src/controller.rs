@@ -185,7 +185,7 @@ impl<C: Connect> Controller<C> {
         let objects = self.objects(&key);
         let reconciler = self.reconciler.clone();
         let telemetry = self.telemetry.clone();
-        let span = tracing::info_span!("imcluster", namespace, name);
+        let span = tracing::info_span!("imcluster", namespace, imcluster = name);
         let pass = async move {
             let began = Instant::now();
             let pass = reconciler.reconcile(&cluster, &objects);

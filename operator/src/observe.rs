@@ -136,6 +136,9 @@ pub fn seconds(time: &Time) -> u64 {
     u64::try_from(time.0.as_second()).unwrap_or_default()
 }
 
+/// What a container waits for that is about to run.
+const ON_ITS_WAY: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+
 fn pod_seen(pod: &Pod) -> plan::Pod {
     let status = pod.status.as_ref();
     let phase = status
@@ -153,6 +156,10 @@ fn pod_seen(pod: &Pod) -> plan::Pod {
     let state = container.and_then(|container| container.state.as_ref());
     let waiting = state
         .and_then(|state| state.waiting.as_ref())
+        .filter(|waiting| {
+            let reason = waiting.reason.as_deref().unwrap_or_default();
+            !ON_ITS_WAY.contains(&reason)
+        })
         .map(|waiting| {
             let reason = waiting.reason.clone().unwrap_or_default();
             match &waiting.message {

@@ -228,7 +228,7 @@ async fn the_operator_is_killed_while_it_works() -> anyhow::Result<()> {
             anyhow::Ok(())
         };
         tokio::select! {
-            killed = killed => killed.and_then(|never| match never {}),
+            killed = killed => killed.map(|never| match never {}),
             done = works => done,
         }
     })
