@@ -240,7 +240,8 @@ async fn kill_operators(trial: &Trial) -> anyhow::Result<std::convert::Infallibl
     let operators = Api::<Pod>::namespaced(trial.cluster.client.clone(), "carillon-system");
     let of_it = kube::api::ListParams::default().labels("app.kubernetes.io/name=carillon-operator");
     loop {
-        let wait_ms = 1_000 + u64::from(rand::random::<u16>()) % 14_000;
+        // The next one leads after 15 s at most, and has some time to work.
+        let wait_ms = 18_000 + u64::from(rand::random::<u16>()) % 20_000;
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         let at_once = DeleteParams::default().grace_period(0);
         for pod in operators.list(&of_it).await? {
