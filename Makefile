@@ -36,6 +36,7 @@ test:
 e2e:
 	@scripts/install-tools.sh build
 	@scripts/install-tools.sh e2e
+	@scripts/install-tools.sh charts
 	@$(BUILD)
 	@tests/kubernetes/run.sh
 

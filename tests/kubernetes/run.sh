@@ -85,7 +85,7 @@ else
         untested+=("the image of a node: carillon-node is not built")
     fi
 fi
-cargo test --release "${select[@]}" --locked --test smoke -- \
+cargo test --release "${select[@]}" --locked --test smoke --test operator -- \
     --include-ignored --test-threads 1 "$@"
 
 if [ ${#untested[@]} = 0 ]; then

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
 
-use super::{Cluster, POLL_INTERVAL};
+use super::{Cluster, POLL_INTERVAL, http_get};
 use crate::rpc::{self, Admin};
 
 /// Who asks.
@@ -30,6 +30,8 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(15);
 const PURGE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a checksum of one shard may take.
 const CHECKSUM_LIMIT: Duration = Duration::from_secs(20);
+/// For one page of metrics.
+const METRICS_LIMIT: Duration = Duration::from_secs(2);
 
 /// How a merge has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -657,14 +659,35 @@ impl Cluster {
                 let outcome = self.checksum_once(shard_id, shard.replicas.len()).await?;
                 let Err(reason) = outcome else { break };
                 if Instant::now() >= deadline {
-                    // Who is behind in the meta group may have a replica that is to go.
+                    // Who is behind in the meta group, or waits for its disk, may have a replica
+                    // that is to go.
                     let meta = shards.iter().find(|shard| shard.shard_id == 0);
-                    bail!("no checksum of {shard:?} within {limit:?}: {reason}; {meta:?}");
+                    let stores = self.stores().await;
+                    bail!(
+                        "no checksum of {shard:?} within {limit:?}: {reason}; {meta:?}; {stores}"
+                    );
                 }
                 sleep(POLL_INTERVAL).await;
             }
         }
         Ok(())
+    }
+
+    /// What the metrics of all nodes say of their stores, for people.
+    async fn stores(&self) -> String {
+        let mut all = String::new();
+        for id in self.up_ids() {
+            let http = &self.node(id).addresses().http;
+            let page = http_get(http, "/metrics", METRICS_LIMIT).await;
+            let page = page.map_or_else(|error| error.to_string(), |(_, page)| page);
+            let told = |line: &&str| {
+                let names = ["carillon_state", "carillon_applies", "carillon_memtable"];
+                names.iter().any(|name| line.starts_with(name))
+            };
+            let lines: Vec<&str> = page.lines().filter(told).collect();
+            all.push_str(&format!("node {id}: {}; ", lines.join(", ")));
+        }
+        all
     }
 
     async fn checksum_once(&self, shard_id: u32, replicas: usize) -> Result<Result<(), String>> {
