@@ -29,7 +29,7 @@ use crate::meta::MetaMachine;
 use crate::peer::group::member_of;
 use crate::peer::snapshot::Sender;
 use crate::shard::machine::{MachineEnded, ShardMachine};
-use crate::shard::{Replica, Shared};
+use crate::shard::{Replica, Shared, watched};
 
 /// Voters of the meta group: as many as there are nodes, at most five, and odd from three.
 const META_VOTERS_MAX: usize = 5;
@@ -342,7 +342,8 @@ impl Node {
             state.clear()?;
             Ok(())
         };
-        tokio::task::spawn_blocking(delete).await??;
+        let deleted = tokio::task::spawn_blocking(delete);
+        watched(shard, "its log and state", deleted).await??;
         self.flusher.expire();
         self.record(vec![(shard, presence(Presence::Gone))]).await?;
         tracing::info!(

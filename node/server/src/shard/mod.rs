@@ -64,6 +64,8 @@ const STEPS_WAITING_EXTRA: usize = 64;
 
 /// How long a query may wait for its ReadIndex; callers have deadlines of their own.
 const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(5);
+/// A part of a replica that has not ended after this is worth a line in the log, each time.
+const SLOW_END: Duration = Duration::from_secs(5);
 
 /// What a replica works with.
 #[derive(Clone)]
@@ -696,11 +698,11 @@ impl Replica {
         self.stop();
         self.shared.leading.store(false, Ordering::Release);
         self.services.fanout.on_leading(self.shard, false);
-        self.group.shutdown().await;
+        watched(self.shard, "its group", self.group.shutdown()).await;
         let ended = self.machine_ended.lock().take();
         if let Some(ended) = ended {
             // Its sender is dropped, never used.
-            let _ = ended.await;
+            let _ = watched(self.shard, "its state machine", ended).await;
         }
         self.shared.checksums.passed_over();
     }
@@ -754,4 +756,16 @@ pub fn now() -> TimestampMs {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     TimestampMs(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Waits for a part of a replica that ends, and says which one while that takes long: other
+/// replicas of the node wait for it.
+pub async fn watched<T>(shard: ShardId, part: &'static str, ends: impl Future<Output = T>) -> T {
+    let mut ends = std::pin::pin!(ends);
+    loop {
+        match tokio::time::timeout(SLOW_END, &mut ends).await {
+            Ok(ended) => return ended,
+            Err(_) => tracing::warn!(shard = shard.0, part, "a replica does not end"),
+        }
+    }
 }
