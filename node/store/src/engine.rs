@@ -13,6 +13,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rocksdb::{
@@ -23,6 +26,9 @@ use rocksdb::{
 use crate::error::StoreError;
 use crate::options::{CROWDED_LEVEL0_FILES, CROWDED_MEMTABLES, Failpoint, FatalHook, StoreOptions};
 use crate::snapshot::PinnedSnapshot;
+
+/// A flush that takes longer may have been forgotten.
+const FLUSH_ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 const META: &str = "meta";
 /// Directory for files on their way into the database, beside the database's own files.
@@ -193,9 +199,26 @@ impl Engine {
         self.check()?;
         let mut options = FlushOptions::default();
         options.set_wait(true);
-        self.db
-            .flush_opt(&options)
-            .map_err(|error| self.poison("a flush", error))
+        let (ends, ended) = mpsc::sync_channel::<()>(0);
+        let flushed = thread::scope(|scope| {
+            scope.spawn(move || self.ask_again_until(&ended));
+            let flushed = self.db.flush_opt(&options);
+            drop(ends);
+            flushed
+        });
+        flushed.map_err(|error| self.poison("a flush", error))
+    }
+
+    /// Where several memtables are merged by one flush, a flush that has begun forgets that
+    /// another one was asked for meanwhile, and who waits for that waits until as many memtables
+    /// are full. Asked for again, it is done.
+    fn ask_again_until(&self, ended: &mpsc::Receiver<()>) {
+        let mut options = FlushOptions::default();
+        options.set_wait(false);
+        while ended.recv_timeout(FLUSH_ASKED_AGAIN_AFTER) == Err(RecvTimeoutError::Timeout) {
+            // Who waits gets the error too.
+            let _ = self.db.flush_opt(&options);
+        }
     }
 
     /// Makes the files part of the state in one durable, atomic step; a later file wins over an
