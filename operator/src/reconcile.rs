@@ -249,8 +249,7 @@ impl<C: Connect> Reconciler<C> {
         let known = cluster
             .status
             .as_ref()
-            .and_then(|status| status.cluster_id.clone())
-            .filter(|id| !id.is_empty());
+            .and_then(|status| status.cluster_id.clone());
         let answered = seen.as_ref().ok().map(|seen| seen.cluster.id.clone());
         let observed = Observed {
             now_s: now_s(),

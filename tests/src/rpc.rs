@@ -10,9 +10,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
+use crate::access::Access;
 pub use crate::access::Chat;
 
-use crate::access::Access;
 /// The generated admin client.
 pub type Admin = AdminClient<Channel>;
 

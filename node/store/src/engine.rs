@@ -201,7 +201,9 @@ impl Engine {
         options.set_wait(true);
         let (ends, ended) = mpsc::sync_channel::<()>(0);
         let flushed = thread::scope(|scope| {
-            scope.spawn(move || self.ask_again_until(&ended));
+            // Without that thread it is as good as it was; a node does not end for it.
+            let again = thread::Builder::new().name("flush-again".to_owned());
+            let _ = again.spawn_scoped(scope, move || self.ask_again_until(&ended));
             let flushed = self.db.flush_opt(&options);
             drop(ends);
             flushed

@@ -40,8 +40,7 @@ fn volumes(seen: &ImCluster) -> Vec<Option<&str>> {
     members.map(|member| member.volume.as_deref()).collect()
 }
 
-/// People write until the disks are full: writes are refused, nothing is lost, and it goes on
-/// when the volumes are larger.
+/// Volumes that messages and logs nearly fill become larger by themselves, up to their ceiling.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn full_disks_grow_and_people_chat_on() -> anyhow::Result<()> {
