@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use carillon_proto::admin::SetPolicyRequest;
 use carillon_proto::v1::kick;
 use carillon_tests::harness::{
     Cluster, ClusterOptions, GRACEFUL_STOP_LIMIT, RESTART_LIMIT, START_LIMIT, Signal, http_get,
@@ -35,6 +36,9 @@ const NOT_READY_LIMIT: Duration = Duration::from_secs(12);
 const FREEZE: Duration = Duration::from_secs(5);
 /// After a quorum is lost: answers that were on their way have arrived.
 const SETTLE: Duration = Duration::from_millis(700);
+/// How often something is changed while a node is away.
+const CHANGES: u32 = 10;
+const FIRST_RATE: u32 = 10_000;
 /// How long no progress is watched for.
 const NO_PROGRESS: Duration = Duration::from_secs(2);
 
@@ -213,6 +217,31 @@ async fn a_node_without_the_others_is_not_ready() -> Result<()> {
         cluster.thaw(other)?;
     }
     cluster.wait_ready(1, RETURN_LIMIT).await
+}
+
+/// Who changes something through one node, and asks another about it, is told of the change,
+/// however long that one was away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_tells_nothing_old() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await?;
+    let away = 3;
+    cluster.make_follower(away).await?;
+    for round in 1..=CHANGES {
+        cluster.freeze(away)?;
+        let change = SetPolicyRequest {
+            snapshot_kib_per_s_max: Some(FIRST_RATE + round),
+            ..SetPolicyRequest::default()
+        };
+        cluster.set_policy(change).await?;
+        cluster.thaw(away)?;
+        let told = cluster.policy_as_told_by(away).await?;
+        let rate = told.snapshot_kib_per_s_max;
+        ensure!(
+            rate == FIRST_RATE + round,
+            "in round {round} it says {rate}"
+        );
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 mod asker;
 mod convert;
 mod guard;
+mod observed;
 mod recovery;
 
 use std::collections::BTreeMap;
@@ -201,22 +202,21 @@ impl AdminService {
         statuses
     }
 
-    fn descriptor(&self, shard: ShardId) -> Result<ShardDescriptor, Status> {
-        let meta = self.node.cluster().meta();
-        meta.map
-            .shards
-            .iter()
-            .find(|descriptor| descriptor.shard_id == shard)
-            .cloned()
-            .ok_or_else(|| {
-                let metadata = [("shard_id", shard.0.to_string())];
-                let text = format!(
-                    "shard {} does not exist; there are {}",
-                    shard.0,
-                    meta.map.shards.len()
-                );
-                status_with_reason(Code::NotFound, "SHARD_NOT_FOUND", text, metadata)
-            })
+    async fn descriptor(&self, shard: ShardId) -> Result<ShardDescriptor, Status> {
+        let meta = match self.node.cluster().meta() {
+            known if known.map.shard(shard).is_some() => known,
+            // It may have been made a moment ago.
+            _ => self.current().await,
+        };
+        meta.map.shard(shard).cloned().ok_or_else(|| {
+            let metadata = [("shard_id", shard.0.to_string())];
+            let text = format!(
+                "shard {} does not exist; there are {}",
+                shard.0,
+                meta.map.shards.len()
+            );
+            status_with_reason(Code::NotFound, "SHARD_NOT_FOUND", text, metadata)
+        })
     }
 
     /// The same for a command that somebody wants.
@@ -292,8 +292,8 @@ impl Admin for AdminService {
         &self,
         _: Request<GetClusterRequest>,
     ) -> Result<Response<GetClusterResponse>, Status> {
-        let (cluster, meta) = (self.node.cluster(), self.node.cluster().meta());
-        let statuses = self.all_statuses().await;
+        let cluster = self.node.cluster();
+        let (meta, statuses) = self.observed().await;
         let mut led: Vec<u32> = statuses
             .values()
             .flatten()
@@ -333,8 +333,7 @@ impl Admin for AdminService {
         &self,
         _: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        let meta = self.node.cluster().meta();
-        let mut statuses = self.all_statuses().await;
+        let (meta, mut statuses) = self.observed().await;
         let heard = statuses
             .values()
             .flatten()
@@ -370,13 +369,14 @@ impl Admin for AdminService {
         request: Request<ListShardsRequest>,
     ) -> Result<Response<ListShardsResponse>, Status> {
         let wanted = request.into_inner().shard_id;
-        let meta = self.node.cluster().meta();
+        let (meta, statuses) = self.observed().await;
         if let Some(shard) = wanted
             && shard != META_SHARD.0
         {
-            self.descriptor(ShardId(shard))?;
+            self.descriptor(ShardId(shard)).await?;
         }
         let mut replicas: BTreeMap<u32, Vec<ReplicaStatus>> = BTreeMap::new();
+        replicas.insert(META_SHARD.0, Vec::new());
         for descriptor in &meta.map.shards {
             replicas.insert(
                 descriptor.shard_id.0,
@@ -392,17 +392,15 @@ impl Admin for AdminService {
                     .collect(),
             );
         }
-        for replica in self
-            .all_statuses()
-            .await
-            .into_values()
-            .flatten()
-            .flat_map(|status| status.replicas)
-        {
+        let reported = statuses.into_values().flatten();
+        for replica in reported.flat_map(|status| status.replicas) {
             let Some(status) = replica.status else {
                 continue;
             };
-            let list = replicas.entry(replica.shard_id).or_default();
+            // One that was merged or is being made has replicas, but is not a shard of the map.
+            let Some(list) = replicas.get_mut(&replica.shard_id) else {
+                continue;
+            };
             match list
                 .iter_mut()
                 .find(|known| known.node_id == status.node_id)
@@ -442,7 +440,9 @@ impl Admin for AdminService {
         &self,
         request: Request<ChecksumShardRequest>,
     ) -> Result<Response<ChecksumShardResponse>, Status> {
-        let descriptor = self.descriptor(ShardId(request.into_inner().shard_id))?;
+        let descriptor = self
+            .descriptor(ShardId(request.into_inner().shard_id))
+            .await?;
         let shard_id = descriptor.shard_id.0;
         let request = ChecksumRequest {
             shard_id,
@@ -484,7 +484,7 @@ impl Admin for AdminService {
         let TransferLeaderRequest { shard_id, to_node } = request.into_inner();
         let shard = ShardId(shard_id);
         if shard != META_SHARD {
-            let descriptor = self.descriptor(shard)?;
+            let descriptor = self.descriptor(shard).await?;
             if !descriptor
                 .replicas
                 .iter()
@@ -553,7 +553,7 @@ impl Admin for AdminService {
         _: Request<GetJoinTokenRequest>,
     ) -> Result<Response<GetJoinTokenResponse>, Status> {
         Ok(Response::new(GetJoinTokenResponse {
-            join_token: self.node.cluster().meta().join_token.0.clone(),
+            join_token: self.current().await.join_token.0.clone(),
         }))
     }
 
@@ -574,7 +574,7 @@ impl Admin for AdminService {
         &self,
         _: Request<GetPolicyRequest>,
     ) -> Result<Response<GetPolicyResponse>, Status> {
-        let policy = policy_to_proto(&self.node.cluster().meta().policy);
+        let policy = policy_to_proto(&self.current().await.policy);
         Ok(Response::new(GetPolicyResponse {
             policy: Some(policy),
         }))
@@ -586,7 +586,7 @@ impl Admin for AdminService {
     ) -> Result<Response<SetPolicyResponse>, Status> {
         let asker = Asker::of(&request)?;
         let change = policy_change(&request.into_inner());
-        let after = change.applied_to(&self.node.cluster().meta().policy);
+        let after = change.applied_to(&self.current().await.policy);
         let at = crate::shard::now();
         let command = MetaCommand::SetPolicy { change, at };
         let changed = self.meta_by(asker, command).await?;
@@ -664,7 +664,7 @@ impl Admin for AdminService {
         request: Request<FinalizeUpgradeRequest>,
     ) -> Result<Response<FinalizeUpgradeResponse>, Status> {
         let by = Asker::of(&request)?;
-        let meta = self.node.cluster().meta();
+        let (meta, statuses) = self.observed().await;
         let to = meta.cluster_version.next();
         if to > ClusterVersion::MAX {
             return Ok(Response::new(FinalizeUpgradeResponse {
@@ -672,7 +672,7 @@ impl Admin for AdminService {
                 cluster_version: meta.cluster_version.0,
             }));
         }
-        let hindrances = hindrances(&meta, &self.all_statuses().await);
+        let hindrances = hindrances(&meta, &statuses);
         if !hindrances.is_empty() {
             let text = format!(
                 "the cluster cannot go to version {to}: {}",
@@ -697,7 +697,7 @@ impl Admin for AdminService {
     ) -> Result<Response<SplitShardResponse>, Status> {
         let by = Asker::of(&request)?;
         let SplitShardRequest { shard_id, slot } = request.into_inner();
-        let shard = self.descriptor(ShardId(shard_id))?;
+        let shard = self.descriptor(ShardId(shard_id)).await?;
         let middle = shard.slots.middle().unwrap_or(shard.slots.first);
         let wanted = slot.unwrap_or_else(|| u32::from(middle.0));
         let slot = u16::try_from(wanted).map(Slot).ok();
@@ -735,7 +735,7 @@ impl Admin for AdminService {
     ) -> Result<Response<MergeShardsResponse>, Status> {
         let by = Asker::of(&request)?;
         let shard_id = ShardId(request.into_inner().shard_id);
-        let shard_id = self.descriptor(shard_id)?.shard_id;
+        let shard_id = self.descriptor(shard_id).await?.shard_id;
         let meta = self.node.cluster().meta();
         let Some(right) = meta.map.right_of(shard_id) else {
             let refusal = MergeRefusal::NoNeighbour { shard_id };
@@ -761,7 +761,7 @@ impl Admin for AdminService {
     ) -> Result<Response<CancelMergeResponse>, Status> {
         let by = Asker::of(&request)?;
         let shard_id = ShardId(request.into_inner().shard_id);
-        let meta = self.node.cluster().meta();
+        let meta = self.current().await;
         let changed = match meta.merge_of(shard_id) {
             Some(merge) => {
                 let (merge_id, at) = (merge.merge_id, crate::shard::now());
@@ -780,8 +780,7 @@ impl Admin for AdminService {
         let node = |replica: Option<carillon_core::map::Replica>| {
             replica.map_or(0, |replica| replica.node_id.0)
         };
-        let meta = self.node.cluster().meta();
-        let statuses = self.all_statuses().await;
+        let (meta, statuses) = self.observed().await;
         let sending: Vec<_> = statuses
             .values()
             .flatten()
@@ -830,7 +829,7 @@ impl Admin for AdminService {
         &self,
         _: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let meta = self.node.cluster().meta();
+        let meta = self.current().await;
         let events = meta.events.iter().map(|event| Event {
             at_ms: event.at.0,
             text: event.what.to_string(),
@@ -868,7 +867,7 @@ impl Admin for AdminService {
         let TriggerSnapshotRequest { shard_id, node_id } = request.into_inner();
         let shard = ShardId(shard_id);
         if shard != META_SHARD {
-            self.descriptor(shard)?;
+            self.descriptor(shard).await?;
         }
         let node = if node_id == 0 {
             self.leader(shard).await?

@@ -8,10 +8,11 @@ use carillon_proto::ACTOR_METADATA_KEY;
 use carillon_proto::admin::{
     CancelMergeRequest, ChecksumShardRequest, Event, FinalizeUpgradeRequest, ForgetNodeRequest,
     GetClusterRequest, GetClusterResponse, GetDrainRequest, GetDrainResponse, GetJoinTokenRequest,
-    GetRecoveryRequest, GetRecoveryResponse, ListEventsRequest, ListMovesRequest, ListNodesRequest,
-    ListShardsRequest, Merge, MergeShardsRequest, NodeStatus, RecoverShardRequest,
-    RestartNodeRequest, SetPolicyRequest, SetStandingRequest, ShardStatus, SplitShardRequest,
-    Standing, TransferLeaderRequest, TriggerSnapshotRequest, replica_status::Role,
+    GetPolicyRequest, GetRecoveryRequest, GetRecoveryResponse, ListEventsRequest, ListMovesRequest,
+    ListNodesRequest, ListShardsRequest, Merge, MergeShardsRequest, NodeStatus, Policy,
+    RecoverShardRequest, RestartNodeRequest, SetPolicyRequest, SetStandingRequest, ShardStatus,
+    SplitShardRequest, Standing, TransferLeaderRequest, TriggerSnapshotRequest,
+    replica_status::Role,
 };
 use tokio::time::{Instant, sleep};
 use tonic::metadata::MetadataValue;
@@ -291,6 +292,13 @@ impl Cluster {
             }
             sleep(POLL_INTERVAL).await;
         }
+    }
+
+    /// The policy of the cluster, as one node tells it.
+    pub async fn policy_as_told_by(&self, id: u64) -> Result<Policy> {
+        let mut admin = self.admin_of(id)?;
+        let answer = admin.get_policy(rpc::within(GetPolicyRequest {}, QUESTION_LIMIT));
+        answer.await?.into_inner().policy.context("no policy")
     }
 
     /// Changes the policy of the cluster.

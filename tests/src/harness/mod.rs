@@ -49,6 +49,8 @@ const BESIDE_LIMIT: Duration = Duration::from_secs(60);
 const START_TRIES_MAX: u32 = 3;
 /// Lines of each node's log that a failed test prints.
 const LOG_LINES_PRINTED: usize = 60;
+/// Names a directory in which the whole logs of a failed test's nodes are kept.
+const LOGS_KEPT_IN: &str = "CARILLON_TEST_LOGS";
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -104,6 +106,8 @@ impl Node {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// What nodes that were taken out had logged.
+    gone: Vec<(u64, String)>,
     options: ClusterOptions,
     mounts: Vec<PathBuf>,
     // Dropped after the processes have ended.
@@ -138,6 +142,7 @@ impl Cluster {
         let mut cluster = Self {
             nodes: Vec::new(),
             options,
+            gone: Vec::new(),
             mounts: Vec::new(),
             dir,
             _alone: alone,
@@ -325,6 +330,8 @@ impl Cluster {
         if self.node(id).is_up() {
             self.kill9(id).await?;
         }
+        let log = self.node(id).log_text();
+        self.gone.push((id, log));
         self.nodes.retain(|node| node.id != id);
         Ok(())
     }
@@ -397,24 +404,37 @@ impl Cluster {
         bail!("node {id} is not ready after {limit:?}: {last}")
     }
 
-    /// Prints the end of each node's log.
+    /// Prints the end of each node's log, and keeps the whole of it in [`LOGS_KEPT_IN`].
     pub fn print_logs(&self) {
+        for (id, log) in &self.gone {
+            print_log(*id, "was taken out", log);
+        }
         for node in &self.nodes {
-            let text = node.log_text();
-            // What openraft says step by step is in the kept log, if somebody needs it.
-            let own = text.lines().filter(|line| !line.contains(" openraft::"));
-            let lines: Vec<&str> = own.collect();
-            let from = lines.len().saturating_sub(LOG_LINES_PRINTED);
             let state = match &node.process {
                 None => "never started".to_owned(),
                 Some(process) => process
                     .exit_status()
                     .map_or_else(|| "running".to_owned(), |status| status.to_string()),
             };
-            eprintln!("---- log of node {} ({state}), the last lines", node.id);
-            for line in &lines[from..] {
-                eprintln!("{line}");
-            }
+            print_log(node.id, &state, &node.log_text());
+        }
+    }
+}
+
+fn print_log(id: u64, state: &str, log: &str) {
+    // What openraft says step by step is in the kept log, if somebody needs it.
+    let own = log.lines().filter(|line| !line.contains(" openraft::"));
+    let lines: Vec<&str> = own.collect();
+    let from = lines.len().saturating_sub(LOG_LINES_PRINTED);
+    eprintln!("---- log of node {id} ({state}), the last lines");
+    for line in &lines[from..] {
+        eprintln!("{line}");
+    }
+    if let Some(dir) = std::env::var_os(LOGS_KEPT_IN) {
+        let path = PathBuf::from(dir).join(format!("{}-node-{id}.log", std::process::id()));
+        match std::fs::write(&path, log) {
+            Ok(()) => eprintln!("---- all of it is in {}", path.display()),
+            Err(error) => eprintln!("---- it cannot be kept in {}: {error}", path.display()),
         }
     }
 }

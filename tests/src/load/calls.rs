@@ -20,6 +20,8 @@ pub(super) enum Done {
     Read {
         started: At,
         conversation: ConversationId,
+        /// Something of it was delivered to the device before it asked.
+        exists: bool,
         /// The page in seq order, and the end of the conversation.
         outcome: Result<(Vec<Entry>, Seq), Status>,
     },
@@ -45,6 +47,7 @@ pub(super) async fn read(
     user: String,
     started: At,
     conversation: ConversationId,
+    exists: bool,
     from: Option<Seq>,
 ) -> Done {
     let (direction, limit) = match from {
@@ -71,6 +74,7 @@ pub(super) async fn read(
     Done::Read {
         started,
         conversation,
+        exists,
         outcome,
     }
 }

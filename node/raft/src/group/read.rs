@@ -78,6 +78,15 @@ impl Reads {
 }
 
 impl Group {
+    /// Returns when this replica's state includes the entry, whoever leads; or when the group has
+    /// stopped.
+    pub async fn applied(&self, index: u64) {
+        let mut applied = self.inner.progress.applied.subscribe();
+        let includes = applied.wait_for(|last| last.is_some_and(|last| last.index >= index));
+        // Of one that has stopped nothing more is to be waited for.
+        let _ = includes.await;
+    }
+
     /// Returns when this replica's state includes everything that was acknowledged to anybody
     /// before the call.
     ///

@@ -37,7 +37,7 @@ fn confirmation(shard: ShardId) -> String {
 
 impl AdminService {
     pub(super) async fn recovery(&self, shard_id: u32) -> Result<GetRecoveryResponse, Status> {
-        let shard = self.descriptor(ShardId(shard_id))?;
+        let shard = self.descriptor(ShardId(shard_id)).await?;
         let meta = self.node.cluster().meta();
         let statuses = self.all_statuses().await;
         let replicas = meta.replicas_of(&shard).into_iter().map(async |replica| {
@@ -79,7 +79,7 @@ impl AdminService {
     ) -> Result<RecoverShardResponse, Status> {
         let shard_id = ShardId(request.shard_id);
         let survivor = ReplicaId(request.survivor_replica_id);
-        self.descriptor(shard_id)?;
+        self.descriptor(shard_id).await?;
         if request.confirmation != confirmation(shard_id) {
             let text = format!(
                 "the shard's name was not typed back: it is {:?}",

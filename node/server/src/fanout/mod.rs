@@ -59,7 +59,8 @@ impl Fanout {
         })
     }
 
-    /// Entries were stored in a shard led here, in this order, and can be read.
+    /// Entries were stored in a shard led here, in this order, and can be read. Not told of what
+    /// a split has taken away since.
     pub fn stored(&self, shard: ShardId, entries: &[(ConversationId, Seq, MessageRecord)]) {
         {
             let mut state = self.state.lock();
@@ -103,7 +104,12 @@ impl Fanout {
         };
         tokio::task::spawn_blocking(move || {
             let undelivered = replica.undelivered();
-            me.state.lock().lead(shard, generation, undelivered);
+            {
+                let mut state = me.state.lock();
+                // What it has now, it had all the time while it was read.
+                let slots = replica.reader().slots();
+                state.lead(shard, generation, undelivered, slots);
+            }
             me.wake.notify_one();
         });
     }
@@ -207,10 +213,13 @@ impl Source for Fanout {
         self.cluster.replica(shard)?.message(conversation, seq)
     }
 
-    fn recipients(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Recipients {
-        let Some(replica) = self.cluster.replica(shard) else {
-            return Recipients::default();
-        };
+    fn recipients(
+        &self,
+        shard: ShardId,
+        conversation: &ConversationId,
+        seq: Seq,
+    ) -> Option<Recipients> {
+        let replica = self.cluster.replica(shard)?;
         let routing = self.routing();
         let mut shards: Vec<(ShardId, Vec<UserId>, Vec<UserId>)> = Vec::new();
         for (user, leaving) in replica.recipients(conversation, seq) {
@@ -227,7 +236,7 @@ impl Source for Fanout {
             }
             shards[index].1.push(user);
         }
-        Recipients { shards }
+        Some(Recipients { shards })
     }
 
     fn encode(&self, conversation: &ConversationId, seq: Seq, record: &MessageRecord) -> Bytes {

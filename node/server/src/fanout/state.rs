@@ -8,15 +8,17 @@
 //! conversation: delivered ≤ dispatched ≤ head; entries go to one destination in seq order,
 //! and a destination has at most one batch under way, so a batch is applied only after
 //! every earlier one. That, with the per-user idempotency in the inbox shard, makes
-//! delivery exactly once and in order through any crash.
+//! delivery exactly once and in order through any crash. What a shard has lost to another one by
+//! a split is never taken for delivered here: the other one has the outbox of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use carillon_core::command::{DeliverEntry, encode_deliver};
-use carillon_core::ids::{ConversationId, Seq, ShardId, UserId};
+use carillon_core::ids::{ConversationId, Seq, ShardId, SlotRange, UserId};
 use carillon_core::records::MessageRecord;
+use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
 use super::batch::BatchWriter;
@@ -37,8 +39,13 @@ pub trait Source {
         conversation: &ConversationId,
         seq: Seq,
     ) -> Option<MessageRecord>;
-    /// Who gets it.
-    fn recipients(&self, shard: ShardId, conversation: &ConversationId, seq: Seq) -> Recipients;
+    /// Who gets it; none when that cannot be told now.
+    fn recipients(
+        &self,
+        shard: ShardId,
+        conversation: &ConversationId,
+        seq: Seq,
+    ) -> Option<Recipients>;
     /// The encoded `v1.Message` of it.
     fn encode(&self, conversation: &ConversationId, seq: Seq, record: &MessageRecord) -> Bytes;
 }
@@ -147,13 +154,15 @@ impl FanoutState {
         }
     }
 
-    /// The outbox of a shard is read: (conversation, delivered up to, last entry). Nothing
+    /// The outbox of a shard is read: (conversation, delivered up to, last entry). The slots are
+    /// those that it still has; a split may have taken others away while it was read. Nothing
     /// happens when the shard was lost or taken over again meanwhile.
     pub fn lead(
         &mut self,
         shard: ShardId,
         generation: u64,
         undelivered: Vec<(ConversationId, Seq, Seq)>,
+        slots: SlotRange,
     ) {
         let known = self.taking_over.get(&shard);
         if known.is_none_or(|known| known.generation != generation) {
@@ -176,6 +185,8 @@ impl FanoutState {
         all.extend(
             rest.map(|(conversation, (first, last))| (conversation, Seq(first.0 - 1), last)),
         );
+        // That what is gone is not in the outbox here says nothing.
+        all.retain(|(conversation, _, _)| slots.contains(conversation.slot()));
         for (conversation, delivered, head) in all {
             self.generation += 1;
             self.list_lagging(&conversation);
@@ -213,7 +224,7 @@ impl FanoutState {
         self.ended.contains(&shard)
     }
 
-    /// An entry was stored in a shard led here.
+    /// An entry was stored in a shard led here, which still has the conversation.
     pub fn stored(
         &mut self,
         shard: ShardId,
@@ -231,7 +242,7 @@ impl FanoutState {
             return;
         }
         let generation = &mut self.generation;
-        let conversation = self.conversations.entry(id.clone()).or_insert_with(|| {
+        let mut known_here = || {
             *generation += 1;
             let before = Seq(seq.0 - 1);
             Conversation {
@@ -243,7 +254,18 @@ impl FanoutState {
                 outstanding: VecDeque::new(),
                 recipients: None,
             }
-        });
+        };
+        let conversation = match self.conversations.entry(id.clone()) {
+            Entry::Vacant(vacant) => vacant.insert(known_here()),
+            Entry::Occupied(occupied) => {
+                let conversation = occupied.into_mut();
+                if conversation.shard != shard {
+                    // Another shard had it, and this one's outbox had nothing of it.
+                    *conversation = known_here();
+                }
+                conversation
+            }
+        };
         if seq <= conversation.head {
             return; // the outbox had it already when this shard was taken over
         }
@@ -257,7 +279,7 @@ impl FanoutState {
     }
 
     /// Puts the next entry of a conversation into the destinations' batches; false when one
-    /// of them is full.
+    /// of them is full, or it cannot be told who gets it.
     fn dispatch(
         &mut self,
         id: &ConversationId,
@@ -270,7 +292,10 @@ impl FanoutState {
         };
         let recipients = match &conversation.recipients {
             Some(recipients) if record.countable => recipients.clone(),
-            _ => Arc::new(source.recipients(conversation.shard, id, seq)),
+            _ => match source.recipients(conversation.shard, id, seq) {
+                Some(recipients) => Arc::new(recipients),
+                None => return false,
+            },
         };
         let full = |(shard, _, _): &(ShardId, Vec<UserId>, Vec<UserId>)| {
             self.destinations
@@ -444,8 +469,8 @@ mod tests {
         fn message(&self, _: ShardId, _: &ConversationId, _: Seq) -> Option<MessageRecord> {
             Some(record(true))
         }
-        fn recipients(&self, _: ShardId, _: &ConversationId, _: Seq) -> Recipients {
-            self.0.clone()
+        fn recipients(&self, _: ShardId, _: &ConversationId, _: Seq) -> Option<Recipients> {
+            Some(self.0.clone())
         }
         fn encode(&self, _: &ConversationId, _: Seq, _: &MessageRecord) -> Bytes {
             Bytes::from_static(b"m")
@@ -480,7 +505,7 @@ mod tests {
     /// Shard 7 is led here, and its outbox has this.
     fn lead(state: &mut FanoutState, undelivered: Vec<(ConversationId, Seq, Seq)>) {
         let generation = state.take_over(ShardId(7));
-        state.lead(ShardId(7), generation, undelivered);
+        state.lead(ShardId(7), generation, undelivered, SlotRange::ALL);
     }
 
     #[test]
@@ -534,10 +559,15 @@ mod tests {
         let generation = state.take_over(ShardId(7));
         state.stored(ShardId(7), &group(), Seq(6), &record(true), &source);
         state.stored(ShardId(7), &other, Seq(9), &record(true), &source);
-        state.lead(ShardId(7), given_up, vec![]);
+        state.lead(ShardId(7), given_up, vec![], SlotRange::ALL);
         assert_eq!(state.undelivered(), 0, "it is not read yet");
         // Read before the sixth was stored, or after.
-        state.lead(ShardId(7), generation, vec![(group(), Seq(3), Seq(5))]);
+        state.lead(
+            ShardId(7),
+            generation,
+            vec![(group(), Seq(3), Seq(5))],
+            SlotRange::ALL,
+        );
         assert_eq!(state.undelivered(), 4);
         state.fill(&source);
         assert_eq!(state.batches().len(), 2);
@@ -576,7 +606,12 @@ mod tests {
         };
         state.stored(ShardId(7), &group(), Seq(2), &record(true), &source);
         assert!(state.batches().is_empty(), "the first entry is not in it");
-        state.lead(shard, generation, vec![(group(), Seq(0), Seq(1))]);
+        state.lead(
+            shard,
+            generation,
+            vec![(group(), Seq(0), Seq(1))],
+            SlotRange::ALL,
+        );
         state.fill(&source);
         assert_eq!(state.batches().len(), 2);
         state.delivered(ShardId(1));
@@ -597,7 +632,12 @@ mod tests {
         };
         // The other one hears of it after the reroute.
         state.moved(ShardId(2), left_at);
-        state.lead(shard, generation, vec![(group(), Seq(0), Seq(1))]);
+        state.lead(
+            shard,
+            generation,
+            vec![(group(), Seq(0), Seq(1))],
+            SlotRange::ALL,
+        );
         state.fill(&source);
         assert_eq!(state.batches().len(), 2, "both take batches again");
     }
@@ -613,7 +653,12 @@ mod tests {
         // Stored by the one that has it now, while the outbox is read.
         state.stored(ShardId(6), &group(), Seq(2), &record(true), &source);
         assert!(state.batches().is_empty(), "the first entry is not in it");
-        state.lead(ShardId(6), generation, vec![(group(), Seq(0), Seq(1))]);
+        state.lead(
+            ShardId(6),
+            generation,
+            vec![(group(), Seq(0), Seq(1))],
+            SlotRange::ALL,
+        );
         state.fill(&source);
         state.delivered(ShardId(1));
         state.delivered(ShardId(2));
@@ -623,6 +668,73 @@ mod tests {
         state.delivered(ShardId(2));
         assert_eq!(state.take_advanced()[&ShardId(6)][&group()], Seq(2));
         assert!(state.has_ended(ShardId(7)) && !state.has_ended(ShardId(6)));
+    }
+
+    #[test]
+    fn what_a_split_takes_away_while_the_outbox_is_read_is_left_to_the_new_shard() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        let slot = group().slot();
+        let (before, _) = SlotRange::ALL.split(slot).expect("not the first slot");
+        // Up to the third it is in the outbox, which the other shard has by the time of reading.
+        let generation = state.take_over(ShardId(7));
+        state.stored(ShardId(7), &group(), Seq(4), &record(true), &source);
+        state.lead(ShardId(7), generation, vec![], before);
+        assert_eq!(state.undelivered(), 0);
+        // The same when it was read before.
+        let generation = state.take_over(ShardId(7));
+        let undelivered = vec![(group(), Seq(0), Seq(4))];
+        state.lead(ShardId(7), generation, undelivered.clone(), before);
+        assert_eq!(state.undelivered(), 0);
+        let generation = state.take_over(ShardId(8));
+        state.lead(ShardId(8), generation, undelivered, SlotRange::ALL);
+        state.fill(&source);
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(8)][&group()], Seq(4));
+    }
+
+    #[test]
+    fn a_conversation_that_has_another_shard_is_that_shards() {
+        let (mut state, source) = (FanoutState::default(), two_shards());
+        lead(&mut state, vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &source);
+        assert_eq!(state.batches().len(), 2);
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        // By a split it is of shard 8; all is delivered, so its outbox is empty.
+        let generation = state.take_over(ShardId(8));
+        state.lead(ShardId(8), generation, vec![], SlotRange::ALL);
+        state.stored(ShardId(8), &group(), Seq(2), &record(true), &source);
+        assert_eq!(state.batches().len(), 2);
+        // The shard that had it is led elsewhere: that changes nothing here.
+        state.follow(ShardId(7));
+        state.delivered(ShardId(1));
+        state.delivered(ShardId(2));
+        assert_eq!(state.take_advanced()[&ShardId(8)][&group()], Seq(2));
+    }
+
+    #[test]
+    fn who_gets_it_is_asked_again_when_nobody_can_tell() {
+        struct Gone;
+        impl Source for Gone {
+            fn message(&self, _: ShardId, _: &ConversationId, _: Seq) -> Option<MessageRecord> {
+                Some(record(true))
+            }
+            fn recipients(&self, _: ShardId, _: &ConversationId, _: Seq) -> Option<Recipients> {
+                None
+            }
+            fn encode(&self, _: &ConversationId, _: Seq, _: &MessageRecord) -> Bytes {
+                Bytes::new()
+            }
+        }
+        let mut state = FanoutState::default();
+        lead(&mut state, vec![]);
+        state.stored(ShardId(7), &group(), Seq(1), &record(true), &Gone);
+        state.fill(&Gone);
+        assert!(state.take_advanced().is_empty(), "nobody has it");
+        state.fill(&two_shards());
+        assert_eq!(state.batches().len(), 2);
     }
 
     #[test]

@@ -217,6 +217,16 @@ impl Machine for ShardMachine {
                 Err(error) => fatal(self.shard, "snapshot for a checksum", &error),
             }
         }
+        if !leading && self.shared.leading.load(Ordering::Acquire) {
+            // It leads since: whoever read the outbox then may have read it before this was kept.
+            self.fanout.on_leading(self.shard, true);
+        }
+        if self.state.slots() != slots {
+            // The new shard has the outbox of what it has.
+            let slots = self.state.slots();
+            self.stored
+                .retain(|(conversation, ..)| slots.contains(conversation.slot()));
+        }
         if !self.stored.is_empty() {
             self.fanout.stored(self.shard, &self.stored);
             self.stored.clear();

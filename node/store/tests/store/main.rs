@@ -2,6 +2,7 @@
 
 mod crash;
 mod crowded;
+mod flushes;
 mod memory_model;
 mod merges;
 mod reads;

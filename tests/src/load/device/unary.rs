@@ -39,10 +39,11 @@ impl Device {
             .random_range(0..self.parts.conversations.len());
         let conversation = self.parts.conversations[which].clone();
         let started = self.parts.clock.now();
+        let exists = self.delivered_upto.contains_key(&conversation);
         match self.parts.rng.random_range(0..4) {
             0 => {
-                self.calls
-                    .spawn(calls::read(chat, user, started, conversation, None));
+                let read = calls::read(chat, user, started, conversation, exists, None);
+                self.calls.spawn(read);
             }
             1 => {
                 let delivered = self.delivered_upto.get(&conversation).copied();
@@ -58,8 +59,8 @@ impl Device {
             _ => {
                 let upto = self.read_upto.get(&conversation).copied();
                 let from = Some(upto.unwrap_or_default().next());
-                self.calls
-                    .spawn(calls::read(chat, user, started, conversation, from));
+                let read = calls::read(chat, user, started, conversation, exists, from);
+                self.calls.spawn(read);
             }
         }
         Go::On
@@ -70,6 +71,7 @@ impl Device {
             Done::Read {
                 started,
                 conversation,
+                exists,
                 outcome,
             } => match outcome {
                 Ok((entries, last_seq)) => {
@@ -85,7 +87,7 @@ impl Device {
                 }
                 // A direct conversation that nobody has written to yet.
                 Err(status) if status.code() == Code::NotFound => {
-                    if self.delivered_upto.contains_key(&conversation) {
+                    if exists {
                         self.anomaly(format!("a delivered conversation is not there: {status}"));
                     }
                 }
