@@ -11,6 +11,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carillon_core::Command;
 use carillon_core::ids::{NodeId, ShardId, Slot};
 use carillon_core::map::{
     ClusterVersion, JoinToken, META_SHARD, MergeReason, MergeRefusal, MetaCommand, MetaRefusal,
@@ -55,6 +56,8 @@ use crate::shard::probe::{Probe, summarize};
 
 /// Replicas that do not tell their checksum within this are left out.
 const CHECKSUM_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a shard may take to put the question for its checksum in its order.
+const ORDERED_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a refused drain would break, named one by one at most.
 const DANGERS_NAMED_MAX: usize = 8;
 /// How long the meta group may take to decide.
@@ -108,6 +111,10 @@ fn refused(refusal: &MetaRefusal) -> Status {
         _ => (Code::FailedPrecondition, "REFUSED"),
     };
     status_with_reason(code, reason, refusal.to_string(), [])
+}
+
+fn no_leader(error: &OpError) -> Status {
+    status_with_reason(Code::Unavailable, "NO_LEADER", error.to_string(), [])
 }
 
 /// What keeps the cluster from its next version.
@@ -230,10 +237,7 @@ impl AdminService {
     async fn meta(&self, command: MetaCommand) -> Result<bool, Status> {
         let deadline = tokio::time::Instant::now() + META_TIMEOUT;
         let reply = self.node.router().meta(command, deadline).await;
-        let no_leader = |error: OpError| {
-            status_with_reason(Code::Unavailable, "NO_LEADER", error.to_string(), [])
-        };
-        match reply.map_err(no_leader)? {
+        match reply.map_err(|error| no_leader(&error))? {
             MetaReply::Updated { changed, epoch } => {
                 let mut known = self.node.cluster().watch_meta();
                 let knows = known.wait_for(|meta| meta.map.epoch >= epoch);
@@ -448,9 +452,17 @@ impl Admin for AdminService {
             shard_id,
             nonce: rand::random(),
         };
-        let leader = self.leader(descriptor.shard_id).await?;
-        let started = self.client(leader)?.start_checksum(request).await;
-        started.map_err(said_by(leader))?;
+        // The lead may change meanwhile; it is asked again then.
+        let command = Command::Checksum {
+            nonce: request.nonce,
+        };
+        let deadline = tokio::time::Instant::now() + ORDERED_TIMEOUT;
+        let slot = descriptor.slots.first;
+        let ordered = self
+            .node
+            .router()
+            .command(slot, command.encoded(), deadline);
+        ordered.await.map_err(|error| no_leader(&error))?;
         let asked = descriptor.replicas.iter().map(|replica| async {
             let mut client = self.client(replica.node_id).ok()?;
             let answer = tokio::time::timeout(CHECKSUM_TIMEOUT, client.checksum(request))

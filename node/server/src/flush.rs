@@ -36,6 +36,8 @@ const COMPACTION_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 struct LastFlush {
     at: Instant,
+    /// [`Flusher::expired`] when it began.
+    began: u64,
     applied: BTreeMap<ShardId, Bytes>,
 }
 
@@ -43,6 +45,8 @@ struct LastFlush {
 pub struct Flusher {
     store: Store,
     last: Mutex<Option<LastFlush>>,
+    /// How often it was said that what was flushed before does not suffice.
+    expired: AtomicU64,
     /// One makes room for all.
     relieving: tokio::sync::Mutex<()>,
     held_back: AtomicU64,
@@ -54,6 +58,7 @@ impl Flusher {
         Arc::new(Self {
             store,
             last: Mutex::new(None),
+            expired: AtomicU64::new(0),
             relieving: tokio::sync::Mutex::new(()),
             held_back: AtomicU64::new(0),
         })
@@ -103,32 +108,37 @@ impl Flusher {
         let mut last = self.last.lock();
         if let Some(flush) = &*last
             && flush.at.elapsed() < ROUND
+            && flush.began == self.expired.load(Ordering::Acquire)
             && let Some(applied) = flush.applied.get(&shard)
         {
             return Ok(applied.clone());
         }
-        let applied = self.store.flush().map_err(io::Error::other)?;
-        let record = applied.get(&shard).cloned();
-        *last = Some(LastFlush {
-            at: Instant::now(),
-            applied,
-        });
+        let flush = self.flush_all()?;
+        let record = flush.applied.get(&shard).cloned();
+        *last = Some(flush);
         record.ok_or_else(|| io::Error::other(format!("shard {} has nothing applied", shard.0)))
     }
 
     /// Flushes everything, whatever was flushed before.
     pub fn flush_now(&self) -> io::Result<()> {
-        let applied = self.store.flush().map_err(io::Error::other)?;
-        *self.last.lock() = Some(LastFlush {
-            at: Instant::now(),
-            applied,
-        });
+        let flush = self.flush_all()?;
+        *self.last.lock() = Some(flush);
         Ok(())
     }
 
-    /// Forgets the last flush, so that the next job flushes.
+    fn flush_all(&self) -> io::Result<LastFlush> {
+        let began = self.expired.load(Ordering::Acquire);
+        let applied = self.store.flush().map_err(io::Error::other)?;
+        Ok(LastFlush {
+            at: Instant::now(),
+            began,
+            applied,
+        })
+    }
+
+    /// The next job flushes, whatever was flushed before or is being flushed. Never blocks.
     pub fn expire(&self) {
-        *self.last.lock() = None;
+        self.expired.fetch_add(1, Ordering::AcqRel);
     }
 }
 

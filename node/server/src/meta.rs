@@ -164,7 +164,8 @@ impl Machine for MetaMachine {
         self.state = Arc::new(state);
         self.check_version();
         self.keep(applied).map_err(io::Error::other)?;
-        self.flusher.job(META_SHARD)()?;
+        // Whatever was flushed a moment ago: the log before it is not needed any more.
+        self.flusher.flush_now()?;
         self.tell();
         Ok(())
     }
@@ -199,4 +200,51 @@ fn split(mut record: Bytes) -> anyhow::Result<(Bytes, MetaState)> {
     );
     let applied = record.split_to(length);
     Ok((applied, MetaState::decode(&record)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carillon_core::ids::{NodeId, SLOTS, Slot, SlotRange};
+    use carillon_store::{Store, StoreOptions};
+
+    const NO_SLOTS_OF_CLIENTS: SlotRange = SlotRange {
+        first: Slot(SLOTS),
+        last: Slot(SLOTS),
+    };
+
+    /// The log before a snapshot is purged once it is installed: a node that was killed then, and
+    /// had flushed a moment before, could not start any more.
+    #[test]
+    fn what_is_installed_is_on_the_disk_however_young_the_last_flush_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&StoreOptions::new(dir.path().join("state"))).unwrap();
+        let flusher = Flusher::new(store.clone());
+        let part = store.shard(META_SHARD, NO_SLOTS_OF_CLIENTS).unwrap();
+        let cluster = Cluster::new(NodeId(1));
+        let supported = Supported::up_to(ClusterVersion::MAX);
+        let mut machine = MetaMachine::new(flusher.clone(), part, cluster, supported).unwrap();
+        machine.keep(Bytes::from_static(b"before")).unwrap();
+        flusher.flush_now().unwrap();
+
+        let received = dir.path().join("received");
+        std::fs::create_dir(&received).unwrap();
+        let state = MetaState::default().encode();
+        let snapshot = ReceivedSnapshot::of_record(state, received);
+        let applied = Bytes::from_static(b"installed");
+        machine
+            .install(applied.clone(), Arc::new(snapshot))
+            .unwrap();
+
+        // What a node finds that was killed now.
+        let found = dir.path().join("found");
+        std::fs::create_dir(&found).unwrap();
+        for file in std::fs::read_dir(dir.path().join("state")).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), found.join(file.file_name())).unwrap();
+        }
+        let found = Store::open(&StoreOptions::new(found)).unwrap();
+        let record = found.applied().unwrap().remove(&META_SHARD).unwrap();
+        assert_eq!(split(record).unwrap().0, applied);
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
-use carillon_e2e::chat::{Kind, Trial, is_ready, trial};
+use carillon_e2e::chat::{Kind, Test, Trial, is_ready};
 use carillon_e2e::{Fault, until, until_any};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::Api;
@@ -20,27 +20,31 @@ const REPLACE_LIMIT: Duration = Duration::from_secs(240);
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_killed_pod_and_a_killed_kubelet() -> anyhow::Result<()> {
     let test = "a killed Pod and a killed kubelet";
-    trial(test, json!({}), Kind::Failure, async |trial| {
-        let pods = trial.chat.namespace.api::<Pod>();
-        let killed = pods.get("chat-1").await?;
-        let at_once = DeleteParams::default().grace_period(0);
-        pods.delete("chat-1", &at_once).await?;
-        let new = |seen: &Pod| seen.metadata.uid != killed.metadata.uid;
-        until(&pods, "chat-1", "to be made anew", HEAL_LIMIT, new).await?;
-        trial.chat.ready().await?;
-        trial.goes_on().await?;
+    Test::new(test, json!({}), Kind::Failure)
+        .alone()
+        .run(async |trial| {
+            let pods = trial.chat.namespace.api::<Pod>();
+            let killed = pods.get("chat-1").await?;
+            let at_once = DeleteParams::default().grace_period(0);
+            pods.delete("chat-1", &at_once).await?;
+            let new = |seen: &Pod| seen.metadata.uid != killed.metadata.uid;
+            until(&pods, "chat-1", "to be made anew", HEAL_LIMIT, new).await?;
+            trial.chat.ready().await?;
+            trial.goes_on().await?;
 
-        let Some(bed) = &trial.bed else {
-            println!("SKIPPED: a killed kubelet: this cluster's machines are not the test bed's");
-            return Ok(());
-        };
-        bed.node(3, Fault::KubeletOff).await?;
-        let gone_on = trial.goes_on().await;
-        bed.node(3, Fault::KubeletOn).await?;
-        gone_on?;
-        healed(trial).await
-    })
-    .await
+            let Some(bed) = &trial.bed else {
+                println!(
+                    "SKIPPED: a killed kubelet: this cluster's machines are not the test bed's"
+                );
+                return Ok(());
+            };
+            bed.node(3, Fault::KubeletOff).await?;
+            let gone_on = trial.goes_on().await;
+            bed.node(3, Fault::KubeletOn).await?;
+            gone_on?;
+            healed(trial).await
+        })
+        .await
 }
 
 async fn healed(trial: &Trial) -> anyhow::Result<()> {
@@ -68,20 +72,21 @@ fn is_up(node: &Node) -> bool {
 async fn a_deleted_volume_is_replaced_by_a_new_member() -> anyhow::Result<()> {
     let test = "a deleted volume";
     let spec = json!({"failureReplacement": {"after": "30s"}});
-    trial(test, spec, Kind::Failure, async |trial| {
-        let before = trial.chat.ready().await?;
-        let claims = trial.chat.namespace.api::<PersistentVolumeClaim>();
-        let pods = trial.chat.namespace.api::<Pod>();
-        claims
-            .delete("data-chat-2", &DeleteParams::default())
-            .await?;
-        pods.delete("chat-2", &DeleteParams::default()).await?;
-        let other = |seen: &ImCluster| is_ready(seen) && ids(seen) != ids(&before);
-        let what = "to be Ready with another node";
-        trial.chat.until(what, REPLACE_LIMIT, other).await?;
-        Ok(())
-    })
-    .await
+    Test::new(test, spec, Kind::Failure)
+        .run(async |trial| {
+            let before = trial.chat.ready().await?;
+            let claims = trial.chat.namespace.api::<PersistentVolumeClaim>();
+            let pods = trial.chat.namespace.api::<Pod>();
+            claims
+                .delete("data-chat-2", &DeleteParams::default())
+                .await?;
+            pods.delete("chat-2", &DeleteParams::default()).await?;
+            let other = |seen: &ImCluster| is_ready(seen) && ids(seen) != ids(&before);
+            let what = "to be Ready with another node";
+            trial.chat.until(what, REPLACE_LIMIT, other).await?;
+            Ok(())
+        })
+        .await
 }
 
 fn ids(seen: &ImCluster) -> Vec<Option<u64>> {
@@ -99,22 +104,24 @@ async fn two_machines_are_drained_at_once() -> anyhow::Result<()> {
         "topology": {"spread": "Preferred"},
         "storage": {"className": carillon_e2e::Cluster::storage_class()},
     });
-    trial(test, spec, Kind::Planned, async |trial| {
-        let hosts = hosts(trial).await?;
-        let victims: Vec<_> = hosts.iter().filter(|(_, host)| host != "node1").collect();
-        let nodes = Api::<Node>::all(trial.cluster.client.clone());
-        for (_, host) in &victims {
-            nodes.cordon(host).await?;
-        }
-        let outcome = evicted(trial, &victims).await;
-        for (_, host) in &victims {
-            nodes.uncordon(host).await?;
-        }
-        outcome?;
-        trial.chat.ready().await?;
-        Ok(())
-    })
-    .await
+    Test::new(test, spec, Kind::Planned)
+        .alone()
+        .run(async |trial| {
+            let hosts = hosts(trial).await?;
+            let victims: Vec<_> = hosts.iter().filter(|(_, host)| host != "node1").collect();
+            let nodes = Api::<Node>::all(trial.cluster.client.clone());
+            for (_, host) in &victims {
+                nodes.cordon(host).await?;
+            }
+            let outcome = evicted(trial, &victims).await;
+            for (_, host) in &victims {
+                nodes.uncordon(host).await?;
+            }
+            outcome?;
+            trial.chat.ready().await?;
+            Ok(())
+        })
+        .await
 }
 
 /// The machine that each member is on.
@@ -167,21 +174,23 @@ async fn a_machine_that_is_lost_for_good_is_replaced() -> anyhow::Result<()> {
         "topology": {"spread": "Preferred"},
         "failureReplacement": {"after": "30s"},
     });
-    trial(test, spec, Kind::Failure, async |trial| {
-        let Some(bed) = &trial.bed else {
-            println!("SKIPPED: {test}: this cluster's machines are not the test bed's");
-            return Ok(());
-        };
-        let before = trial.chat.ready().await?;
-        bed.node(3, Fault::PowerOff).await?;
-        let other = |seen: &ImCluster| is_ready(seen) && ids(seen) != ids(&before);
-        let what = "to be Ready with another node";
-        let replaced = trial.chat.until(what, REPLACE_LIMIT, other).await;
-        bed.node(3, Fault::PowerOn).await?;
-        replaced?;
-        healed(trial).await
-    })
-    .await
+    Test::new(test, spec, Kind::Failure)
+        .alone()
+        .run(async |trial| {
+            let Some(bed) = &trial.bed else {
+                println!("SKIPPED: {test}: this cluster's machines are not the test bed's");
+                return Ok(());
+            };
+            let before = trial.chat.ready().await?;
+            bed.node(3, Fault::PowerOff).await?;
+            let other = |seen: &ImCluster| is_ready(seen) && ids(seen) != ids(&before);
+            let what = "to be Ready with another node";
+            let replaced = trial.chat.until(what, REPLACE_LIMIT, other).await;
+            bed.node(3, Fault::PowerOn).await?;
+            replaced?;
+            healed(trial).await
+        })
+        .await
 }
 
 /// The operator and the API server are away, and come back.
@@ -190,26 +199,28 @@ async fn a_machine_that_is_lost_for_good_is_replaced() -> anyhow::Result<()> {
 async fn the_api_server_is_away_for_a_minute() -> anyhow::Result<()> {
     const AWAY: Duration = Duration::from_secs(60);
     let test = "the API server is away";
-    trial(test, json!({}), Kind::Failure, async |trial| {
-        let Some(bed) = &trial.bed else {
-            println!("SKIPPED: {test}: this cluster's machines are not the test bed's");
-            return Ok(());
-        };
-        bed.api_server(false).await?;
-        let goes_on = tokio::time::timeout(AWAY, async {
-            loop {
-                trial.goes_on().await?;
-            }
-        });
-        let outcome: Result<anyhow::Result<()>, _> = goes_on.await;
-        bed.api_server(true).await?;
-        ensure!(outcome.is_err(), "people could not chat: {outcome:?}");
-        healed(trial).await?;
-        let changed = json!({"podTemplate": {"annotations": {"after": "that"}}});
-        trial.chat.becomes(changed).await?;
-        Ok(())
-    })
-    .await
+    Test::new(test, json!({}), Kind::Failure)
+        .alone()
+        .run(async |trial| {
+            let Some(bed) = &trial.bed else {
+                println!("SKIPPED: {test}: this cluster's machines are not the test bed's");
+                return Ok(());
+            };
+            bed.api_server(false).await?;
+            let goes_on = tokio::time::timeout(AWAY, async {
+                loop {
+                    trial.goes_on().await?;
+                }
+            });
+            let outcome: Result<anyhow::Result<()>, _> = goes_on.await;
+            bed.api_server(true).await?;
+            ensure!(outcome.is_err(), "people could not chat: {outcome:?}");
+            healed(trial).await?;
+            let changed = json!({"podTemplate": {"annotations": {"after": "that"}}});
+            trial.chat.becomes(changed).await?;
+            Ok(())
+        })
+        .await
 }
 
 /// The operator is killed again and again while it works.
@@ -218,22 +229,24 @@ async fn the_api_server_is_away_for_a_minute() -> anyhow::Result<()> {
 async fn the_operator_is_killed_while_it_works() -> anyhow::Result<()> {
     let test = "the operator is killed while it works";
     let spec = json!({"topology": {"spread": "Preferred"}});
-    trial(test, spec, Kind::Planned, async |trial| {
-        let killed = kill_operators(trial);
-        let works = async {
-            let chat = &trial.chat;
-            chat.becomes(json!({"nodes": 4})).await?;
-            chat.becomes(json!({"config": {"logging": {"filter": "debug"}}}))
-                .await?;
-            chat.becomes(json!({"nodes": 3})).await?;
-            anyhow::Ok(())
-        };
-        tokio::select! {
-            killed = killed => killed.map(|never| match never {}),
-            done = works => done,
-        }
-    })
-    .await
+    Test::new(test, spec, Kind::Planned)
+        .alone()
+        .run(async |trial| {
+            let killed = kill_operators(trial);
+            let works = async {
+                let chat = &trial.chat;
+                chat.becomes(json!({"nodes": 4})).await?;
+                chat.becomes(json!({"config": {"logging": {"filter": "debug"}}}))
+                    .await?;
+                chat.becomes(json!({"nodes": 3})).await?;
+                anyhow::Ok(())
+            };
+            tokio::select! {
+                killed = killed => killed.map(|never| match never {}),
+                done = works => done,
+            }
+        })
+        .await
 }
 
 /// Kills all that run, at random times.
@@ -257,33 +270,36 @@ async fn kill_operators(trial: &Trial) -> anyhow::Result<std::convert::Infallibl
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_zone_is_closed_and_opened() -> anyhow::Result<()> {
     let test = "a zone is closed";
-    trial(test, json!({}), Kind::Failure, async |trial| {
-        let hosts = hosts(trial).await?;
-        let (member, host) = hosts
-            .iter()
-            .find(|(_, host)| host != "node1")
-            .context("no member")?;
-        let nodes = Api::<Node>::all(trial.cluster.client.clone());
-        let taint = json!({"key": "carillon.test/closed", "value": "yes", "effect": "NoExecute"});
-        let taints = |taints| Patch::Merge(json!({"spec": {"taints": taints}}));
-        let parameters = PatchParams::default();
-        nodes
-            .patch(host, &parameters, &taints(json!([taint])))
-            .await?;
-        let pods = trial.chat.namespace.api::<Pod>();
-        let waits = |seen: &Pod| {
-            let phase = seen
-                .status
-                .as_ref()
-                .and_then(|status| status.phase.as_deref());
-            seen.metadata.deletion_timestamp.is_none() && phase == Some("Pending")
-        };
-        let waiting = until(&pods, member, "to wait for its zone", HEAL_LIMIT, waits).await;
-        let gone_on = trial.goes_on().await;
-        nodes.patch(host, &parameters, &taints(json!(null))).await?;
-        waiting?;
-        gone_on?;
-        healed(trial).await
-    })
-    .await
+    Test::new(test, json!({}), Kind::Failure)
+        .alone()
+        .run(async |trial| {
+            let hosts = hosts(trial).await?;
+            let (member, host) = hosts
+                .iter()
+                .find(|(_, host)| host != "node1")
+                .context("no member")?;
+            let nodes = Api::<Node>::all(trial.cluster.client.clone());
+            let taint =
+                json!({"key": "carillon.test/closed", "value": "yes", "effect": "NoExecute"});
+            let taints = |taints| Patch::Merge(json!({"spec": {"taints": taints}}));
+            let parameters = PatchParams::default();
+            nodes
+                .patch(host, &parameters, &taints(json!([taint])))
+                .await?;
+            let pods = trial.chat.namespace.api::<Pod>();
+            let waits = |seen: &Pod| {
+                let phase = seen
+                    .status
+                    .as_ref()
+                    .and_then(|status| status.phase.as_deref());
+                seen.metadata.deletion_timestamp.is_none() && phase == Some("Pending")
+            };
+            let waiting = until(&pods, member, "to wait for its zone", HEAL_LIMIT, waits).await;
+            let gone_on = trial.goes_on().await;
+            nodes.patch(host, &parameters, &taints(json!(null))).await?;
+            waiting?;
+            gone_on?;
+            healed(trial).await
+        })
+        .await
 }

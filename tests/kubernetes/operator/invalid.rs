@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
 use carillon_e2e::Cluster;
-use carillon_e2e::chat::{ChatCluster, NAME, is, message, spec};
+use carillon_e2e::chat::{ChatCluster, NAME, beside_others, is, message, spec};
 use http::Request;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -78,6 +78,7 @@ fn wrong_later() -> Vec<(Value, &'static str)> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn what_is_wrong_is_refused_with_its_reason() -> anyhow::Result<()> {
+    let _turn = beside_others().await;
     let cluster = Cluster::connect().await?;
     let namespace = cluster.namespace("wrong").await?;
     let all = namespace.api::<ImCluster>();
@@ -121,6 +122,7 @@ async fn what_is_wrong_is_refused_with_its_reason() -> anyhow::Result<()> {
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn what_cannot_be_placed_says_why_and_is_placed_once_it_can_be() -> anyhow::Result<()> {
     let test = "what cannot be placed";
+    let _turn = beside_others().await;
     let Some(cluster) = Cluster::with_nodes(test).await? else {
         return Ok(());
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
-use carillon_e2e::chat::{ChatCluster, NAME, spec};
+use carillon_e2e::chat::{ChatCluster, NAME, beside_others, spec};
 use carillon_e2e::{Cluster, until_any};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use kube::api::DeleteParams;
@@ -47,13 +47,14 @@ async fn deleted(chat: &ChatCluster) -> anyhow::Result<()> {
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_deleted_cluster_comes_back_on_its_volumes() -> anyhow::Result<()> {
     let test = "a deleted cluster";
+    let _turn = beside_others().await;
     let Some(cluster) = Cluster::with_nodes(test).await? else {
         return Ok(());
     };
     let retain = json!({"deletionPolicy": "Retain"});
     let chat = ChatCluster::create(&cluster, "retain", &retain).await?;
     let before = chat.ready().await?.status.context("no status")?;
-    let load = chat.load(own_service(&chat).await?).await?;
+    let load = chat.load(own_service(&chat).await?, None).await?;
     deleted(&chat).await?;
     chat.apply(&spec(&retain)?).await?;
     let after = chat.ready().await?.status.context("no status")?;
@@ -73,6 +74,7 @@ async fn a_deleted_cluster_comes_back_on_its_volumes() -> anyhow::Result<()> {
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn a_cluster_is_deleted_with_all_that_is_of_it() -> anyhow::Result<()> {
     let test = "a cluster that is deleted with its data";
+    let _turn = beside_others().await;
     let Some(cluster) = Cluster::with_nodes(test).await? else {
         return Ok(());
     };

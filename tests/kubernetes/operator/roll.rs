@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
-use carillon_e2e::chat::{Kind, image, is, message, reason, trial};
+use carillon_e2e::chat::{Kind, Test, image, is, message, reason};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::DeleteParams;
 use serde_json::json;
@@ -30,29 +30,30 @@ fn second_image() -> anyhow::Result<String> {
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn an_upgrade_pauses_goes_on_and_is_taken_back() -> anyhow::Result<()> {
     let test = "an upgrade";
-    trial(test, json!({}), Kind::Planned, async |trial| {
-        let chat = &trial.chat;
-        chat.change(json!({"image": second_image()?})).await?;
-        chat.until("one member to be updated", STEP_LIMIT, |seen| {
-            updated(seen) == 1
+    Test::new(test, json!({}), Kind::Planned)
+        .run(async |trial| {
+            let chat = &trial.chat;
+            chat.change(json!({"image": second_image()?})).await?;
+            chat.until("one member to be updated", STEP_LIMIT, |seen| {
+                updated(seen) == 1
+            })
+            .await?;
+            chat.change(json!({"update": {"paused": true}})).await?;
+            chat.until("to be paused", STEP_LIMIT, |seen| {
+                reason(seen) == "RollPaused"
+            })
+            .await?;
+            trial.goes_on().await?;
+            tokio::time::sleep(QUIET).await;
+            let seen = chat.until("a status", STEP_LIMIT, |_| true).await?;
+            ensure!(updated(&seen) <= 2, "it went on while it was paused");
+            ensure!(!is(&seen, "Ready", "True"), "it is not as wanted");
+            let seen = chat.becomes(json!({"update": {"paused": false}})).await?;
+            ensure!(updated(&seen) == 3, "{:?}", seen.status);
+            chat.becomes(json!({"image": image()?})).await?;
+            Ok(())
         })
-        .await?;
-        chat.change(json!({"update": {"paused": true}})).await?;
-        chat.until("to be paused", STEP_LIMIT, |seen| {
-            reason(seen) == "RollPaused"
-        })
-        .await?;
-        trial.goes_on().await?;
-        tokio::time::sleep(QUIET).await;
-        let seen = chat.until("a status", STEP_LIMIT, |_| true).await?;
-        ensure!(updated(&seen) <= 2, "it went on while it was paused");
-        ensure!(!is(&seen, "Ready", "True"), "it is not as wanted");
-        let seen = chat.becomes(json!({"update": {"paused": false}})).await?;
-        ensure!(updated(&seen) == 3, "{:?}", seen.status);
-        chat.becomes(json!({"image": image()?})).await?;
-        Ok(())
-    })
-    .await
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,75 +61,77 @@ async fn an_upgrade_pauses_goes_on_and_is_taken_back() -> anyhow::Result<()> {
 async fn an_image_that_does_not_start_stops_after_one_member() -> anyhow::Result<()> {
     let test = "an image that does not start";
     let spec = json!({"update": {"canary": {"soak": "5s"}}});
-    trial(test, spec, Kind::Planned, async |trial| {
-        let chat = &trial.chat;
-        chat.change(json!({"image": "carillon.test/nothing:1"}))
-            .await?;
-        let stuck = |seen: &ImCluster| {
-            let operation = seen.status.as_ref().and_then(|s| s.operation.as_ref());
-            let why = operation.and_then(|one| one.blocked_reason.as_ref());
-            why.is_some_and(|why| why.contains("pull") || why.contains("Pull"))
-        };
-        let seen = chat
-            .until("to say that it cannot be pulled", STEP_LIMIT, stuck)
-            .await?;
-        ensure!(
-            is(&seen, "Available", "True"),
-            "{}",
-            message(&seen, "Available")
-        );
-        ensure!(is(&seen, "Ready", "False"), "{}", message(&seen, "Ready"));
-        tokio::time::sleep(QUIET).await;
-        let pods = chat.pods().await?;
-        let of_it = |pod: &&k8s_openapi::api::core::v1::Pod| {
-            let spec = pod.spec.as_ref();
-            spec.is_some_and(|spec| {
-                let image = spec.containers[0].image.as_deref();
-                image == Some("carillon.test/nothing:1")
-            })
-        };
-        let count = pods.iter().filter(of_it).count();
-        ensure!(
-            count == 1,
-            "{count} members have the image that does not start"
-        );
-        trial.goes_on().await?;
-        chat.becomes(json!({"image": image()?})).await?;
-        Ok(())
-    })
-    .await
+    Test::new(test, spec, Kind::Planned)
+        .run(async |trial| {
+            let chat = &trial.chat;
+            chat.change(json!({"image": "carillon.test/nothing:1"}))
+                .await?;
+            let stuck = |seen: &ImCluster| {
+                let operation = seen.status.as_ref().and_then(|s| s.operation.as_ref());
+                let why = operation.and_then(|one| one.blocked_reason.as_ref());
+                why.is_some_and(|why| why.contains("pull") || why.contains("Pull"))
+            };
+            let seen = chat
+                .until("to say that it cannot be pulled", STEP_LIMIT, stuck)
+                .await?;
+            ensure!(
+                is(&seen, "Available", "True"),
+                "{}",
+                message(&seen, "Available")
+            );
+            ensure!(is(&seen, "Ready", "False"), "{}", message(&seen, "Ready"));
+            tokio::time::sleep(QUIET).await;
+            let pods = chat.pods().await?;
+            let of_it = |pod: &&k8s_openapi::api::core::v1::Pod| {
+                let spec = pod.spec.as_ref();
+                spec.is_some_and(|spec| {
+                    let image = spec.containers[0].image.as_deref();
+                    image == Some("carillon.test/nothing:1")
+                })
+            };
+            let count = pods.iter().filter(of_it).count();
+            ensure!(
+                count == 1,
+                "{count} members have the image that does not start"
+            );
+            trial.goes_on().await?;
+            chat.becomes(json!({"image": image()?})).await?;
+            Ok(())
+        })
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
     let test = "settings, resources and certificates";
-    trial(test, json!({}), Kind::Planned, async |trial| {
-        let chat = &trial.chat;
-        let change = json!({
-            "config": {"logging": {"filter": "debug"}},
-            "resources": {"limits": {"memory": "1Gi"}},
-        });
-        chat.becomes(change).await?;
-        trial.goes_on().await?;
-        // A certificate that is gone is made anew, and shown without a restart.
-        let before = pod_uids(trial).await?;
-        let secrets = chat.namespace.api::<Secret>();
-        let old = secrets.get("chat-0-tls").await?;
-        secrets
-            .delete("chat-0-tls", &DeleteParams::default())
-            .await?;
-        // All that is round the members is looked at with the next change of the spec, and
-        // without one every five minutes.
-        chat.becomes(json!({"service": {"annotations": {"looked": "at"}}}))
-            .await?;
-        let new = secrets.get("chat-0-tls").await?;
-        ensure!(new.metadata.uid != old.metadata.uid, "it is the same");
-        trial.goes_on().await?;
-        ensure!(pod_uids(trial).await? == before, "Pods were restarted");
-        Ok(())
-    })
-    .await
+    Test::new(test, json!({}), Kind::Planned)
+        .run(async |trial| {
+            let chat = &trial.chat;
+            let change = json!({
+                "config": {"logging": {"filter": "debug"}},
+                "resources": {"limits": {"memory": "1Gi"}},
+            });
+            chat.becomes(change).await?;
+            trial.goes_on().await?;
+            // A certificate that is gone is made anew, and shown without a restart.
+            let before = pod_uids(trial).await?;
+            let secrets = chat.namespace.api::<Secret>();
+            let old = secrets.get("chat-0-tls").await?;
+            secrets
+                .delete("chat-0-tls", &DeleteParams::default())
+                .await?;
+            // All that is round the members is looked at with the next change of the spec, and
+            // without one every five minutes.
+            chat.becomes(json!({"service": {"annotations": {"looked": "at"}}}))
+                .await?;
+            let new = secrets.get("chat-0-tls").await?;
+            ensure!(new.metadata.uid != old.metadata.uid, "it is the same");
+            trial.goes_on().await?;
+            ensure!(pod_uids(trial).await? == before, "Pods were restarted");
+            Ok(())
+        })
+        .await
 }
 
 async fn pod_uids(trial: &carillon_e2e::chat::Trial) -> anyhow::Result<Vec<Option<String>>> {

@@ -16,6 +16,8 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
+use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::time::Instant;
 
 use crate::bed::Bed;
 use crate::cluster::{Cluster, Namespace};
@@ -25,6 +27,8 @@ use crate::wait::{until, until_any};
 pub const NAME: &str = "chat";
 /// From nothing, or from anything, to all as the spec wants it, on a busy machine.
 pub const READY_LIMIT: Duration = Duration::from_secs(180);
+/// Over which a node that is drained tells its people to connect elsewhere.
+const DRAIN_SPREAD: &str = "2s";
 /// Messages that show that people can chat.
 const SOME_MESSAGES: u64 = 150;
 /// How long these may take.
@@ -51,6 +55,8 @@ pub fn spec(spec: &Value) -> anyhow::Result<Value> {
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         "auth": {"serverKeys": {"name": KEYS, "key": KEYS_FILE}},
         "update": {"minReady": "1s"},
+        // A restart takes 10 s longer with the default, which is for far more people.
+        "config": {"clients": {"drain_spread": DRAIN_SPREAD}},
         "deletionPolicy": "Delete",
     });
     merge(&mut small, spec);
@@ -199,18 +205,21 @@ impl ChatCluster {
         Ok(format!("{ip}:{CLIENT_PORT}"))
     }
 
-    /// People begin to chat, through the Service at this address.
-    pub async fn load(&self, address: String) -> anyhow::Result<Load> {
+    /// People begin to chat, through the Service at this address; with messages of the usual size
+    /// or of another one.
+    pub async fn load(&self, address: String, text_bytes: Option<usize>) -> anyhow::Result<Load> {
         let seed = seed();
         println!("run again with CARILLON_TEST_SEED={seed}");
+        let light = LoadOptions::light(seed);
         let options = LoadOptions {
+            text_bytes: text_bytes.unwrap_or(light.text_bytes),
             users: 8,
             second_devices: 2,
             groups: 4,
             group_members: 4,
             directs: 4,
             access: self.access().await?,
-            ..LoadOptions::light(seed)
+            ..light
         };
         let load = Load::start(&[address], options).await?;
         load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
@@ -273,40 +282,94 @@ impl Trial {
     }
 }
 
-/// Makes a cluster, lets people chat on it while the body does something, and then checks that
-/// they got what they were promised. The body leaves all members running.
-pub async fn trial(
-    test: &str,
-    wanted: Value,
+/// Tests that hurt what others stand on too have it for themselves.
+static MACHINES: RwLock<()> = RwLock::const_new(());
+
+/// For a test that needs the machines, the API server and the operator as they are, while others
+/// do too.
+pub async fn beside_others() -> RwLockReadGuard<'static, ()> {
+    MACHINES.read().await
+}
+
+/// A test: a cluster is made, people chat on it while something is done, and then it is checked
+/// that they got what they were promised.
+pub struct Test {
+    name: &'static str,
+    spec: Value,
     kind: Kind,
-    body: impl AsyncFnOnce(&Trial) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let Some(cluster) = Cluster::with_nodes(test).await? else {
-        return Ok(());
-    };
-    let started = tokio::time::Instant::now();
-    let chat = ChatCluster::create(&cluster, "trial", &wanted).await?;
-    chat.ready().await?;
-    let load = chat.load(chat.address().await?).await?;
-    println!("{test}: people chat after {:?}", started.elapsed());
-    let trial = Trial {
-        bed: Bed::find(),
-        cluster,
-        chat,
-        load,
-    };
-    body(&trial).await.with_context(|| test.to_owned())?;
-    trial.goes_on().await?;
-    let Trial { chat, load, .. } = trial;
-    let (report, sends) = chat.check(load).await?;
-    println!(
-        "{test}: done after {:?}: {report}; {sends}",
-        started.elapsed()
-    );
-    ensure!(
-        kind == Kind::Failure || sends.tried_more == 0,
-        "{} messages had to be tried more than twice: {sends}",
-        sends.tried_more
-    );
-    chat.remove().await
+    alone: bool,
+    text_bytes: Option<usize>,
+}
+
+impl Test {
+    /// One of a cluster with this spec, see [`spec`].
+    pub fn new(name: &'static str, spec: Value, kind: Kind) -> Self {
+        Self {
+            name,
+            spec,
+            kind,
+            alone: false,
+            text_bytes: None,
+        }
+    }
+
+    /// It hurts what others stand on: machines, the API server, the operator.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self {
+            alone: true,
+            ..self
+        }
+    }
+
+    /// People write that much in a message.
+    #[must_use]
+    pub fn texts_of(self, text_bytes: usize) -> Self {
+        Self {
+            text_bytes: Some(text_bytes),
+            ..self
+        }
+    }
+
+    /// Runs it. The body leaves all members running.
+    ///
+    /// # Errors
+    /// Whatever did not go as it must.
+    pub async fn run(
+        self,
+        body: impl AsyncFnOnce(&Trial) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let _turns = match self.alone {
+            true => (Some(MACHINES.write().await), None),
+            false => (None, Some(MACHINES.read().await)),
+        };
+        let Some(cluster) = Cluster::with_nodes(self.name).await? else {
+            return Ok(());
+        };
+        let (name, started) = (self.name, Instant::now());
+        let chat = ChatCluster::create(&cluster, "trial", &self.spec).await?;
+        chat.ready().await?;
+        let load = chat.load(chat.address().await?, self.text_bytes).await?;
+        println!("{name}: people chat after {:?}", started.elapsed());
+        let trial = Trial {
+            bed: Bed::find(),
+            cluster,
+            chat,
+            load,
+        };
+        body(&trial).await.context(name)?;
+        trial.goes_on().await?;
+        let Trial { chat, load, .. } = trial;
+        let (report, sends) = chat.check(load).await?;
+        println!(
+            "{name}: done after {:?}: {report}; {sends}",
+            started.elapsed()
+        );
+        ensure!(
+            self.kind == Kind::Failure || sends.tried_more == 0,
+            "{} messages had to be tried more than twice: {sends}",
+            sends.tried_more
+        );
+        chat.remove().await
+    }
 }

@@ -71,6 +71,18 @@ impl ReceivedSnapshot {
         self.merges
     }
 
+    /// One of a record only.
+    #[cfg(test)]
+    pub fn of_record(clock: Bytes, directory: PathBuf) -> Self {
+        Self {
+            files: Vec::new(),
+            clock,
+            slots: None,
+            merges: MergeMark::default(),
+            directory,
+        }
+    }
+
     /// The record that came with them.
     pub fn record(&self) -> &Bytes {
         &self.clock

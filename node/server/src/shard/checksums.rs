@@ -33,6 +33,8 @@ pub struct PassedOver;
 /// Results of one replica.
 pub struct Checksums {
     results: Mutex<VecDeque<ChecksumResult>>,
+    /// The last nonces that were asked for.
+    asked: Mutex<VecDeque<u64>>,
     passed_over: AtomicU64,
     changed: watch::Sender<u64>,
 }
@@ -41,6 +43,7 @@ impl Default for Checksums {
     fn default() -> Self {
         Self {
             results: Mutex::new(VecDeque::new()),
+            asked: Mutex::new(VecDeque::new()),
             passed_over: AtomicU64::new(0),
             changed: watch::Sender::new(0),
         }
@@ -48,6 +51,20 @@ impl Default for Checksums {
 }
 
 impl Checksums {
+    /// Whether this is the first entry that asks with this nonce: one whose outcome was not known
+    /// is proposed again, and all replicas answer the first.
+    pub fn is_first(&self, nonce: u64) -> bool {
+        let mut asked = self.asked.lock();
+        if asked.contains(&nonce) {
+            return false;
+        }
+        asked.push_back(nonce);
+        if asked.len() > KEPT {
+            asked.pop_front();
+        }
+        true
+    }
+
     /// Computes in a thread of the blocking pool.
     pub fn compute(self: &Arc<Self>, nonce: u64, index: u64, snapshot: ShardSnapshot) {
         let me = self.clone();
@@ -106,6 +123,17 @@ impl Checksums {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_twice_is_answered_once() {
+        let checksums = Checksums::default();
+        assert!(checksums.is_first(7));
+        assert!(!checksums.is_first(7));
+        for other in 100..100 + KEPT as u64 {
+            assert!(checksums.is_first(other));
+        }
+        assert!(checksums.is_first(7), "it is long ago");
+    }
 
     #[tokio::test]
     async fn a_snapshot_ends_who_waits_for_an_entry_that_it_replaces() {

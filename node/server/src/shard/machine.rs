@@ -211,7 +211,9 @@ impl Machine for ShardMachine {
         if merges != before {
             self.marked(before, merges);
         }
-        if let Some((nonce, index)) = checksum {
+        if let Some((nonce, index)) = checksum
+            && self.shared.checksums.is_first(nonce)
+        {
             match self.state.snapshot() {
                 Ok(snapshot) => self.shared.checksums.compute(nonce, index, snapshot),
                 Err(error) => fatal(self.shard, "snapshot for a checksum", &error),
