@@ -1,7 +1,8 @@
 //! The resources that people and the operator speak about: `ImCluster` of `carillon.dev/v1alpha1`.
 //!
-//! The types are the source. `imcluster.yaml` beside this crate is generated from them
-//! (`cargo run -p carillon-crds --example write_yaml`), and a test holds it current.
+//! The types are the source. `imcluster.yaml` beside this crate and the reference in `docs/` are
+//! generated from them (`cargo run -p carillon-crds --example write_yaml`), and tests hold both
+//! current.
 //!
 //! Invariants:
 //! * Every field changes what the operator does; what nobody reads is not here.
@@ -10,6 +11,7 @@
 
 pub mod imcluster;
 pub mod quantity;
+pub mod reference;
 pub mod validate;
 
 pub use imcluster::{ImCluster, ImClusterSpec, ImClusterStatus};

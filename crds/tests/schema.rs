@@ -19,6 +19,15 @@ fn the_committed_yaml_is_current() {
     );
 }
 
+#[test]
+fn the_committed_reference_is_current() {
+    let committed = include_str!("../../docs/reference-imcluster.md");
+    assert!(
+        committed == carillon_crds::reference::reference(),
+        "docs/reference-imcluster.md is not what the types say: cargo run -p carillon-crds --example write_yaml"
+    );
+}
+
 /// Fields whose description is not ours to write: they are Kubernetes' own types.
 fn is_foreign(path: &str) -> bool {
     path.contains(".tolerations[]") || path.contains(".conditions[]")
