@@ -85,6 +85,7 @@ else
         untested+=("the image of a node: carillon-node is not built")
     fi
 fi
+export CARILLON_COMMAND=$CARGO_TARGET_DIR/release/carillon
 cargo test --release "${select[@]}" --locked --test smoke -- --include-ignored --test-threads 1 "$@"
 # Most of their time they wait; those that hurt machines take turns by themselves.
 cargo test --release "${select[@]}" --locked --test operator -- \

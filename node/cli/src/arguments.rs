@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -7,7 +8,7 @@ use carillon_client::Credentials;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench;
-use crate::commands::{admin, chat, dev, group, messages, server_key};
+use crate::commands::{admin, chat, dev, group, kubernetes, messages, server_key};
 
 /// Carillon: a self-hosted chat backend.
 #[derive(Debug, Parser)]
@@ -27,6 +28,25 @@ pub struct Arguments {
     pub cluster: Cluster,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What the command is called as a plugin of kubectl.
+const KUBECTL_PLUGIN: &str = "kubectl-carillon";
+
+impl Arguments {
+    /// What was typed. As `kubectl carillon` it is all about Kubernetes.
+    pub fn of_process() -> Self {
+        Self::parse_from(as_typed(std::env::args_os().collect()))
+    }
+}
+
+fn as_typed(mut typed: Vec<OsString>) -> Vec<OsString> {
+    let called = typed.first().map(PathBuf::from);
+    let plugin = called.is_some_and(|path| path.file_stem() == Some(KUBECTL_PLUGIN.as_ref()));
+    if plugin {
+        typed.insert(1, "kubernetes".into());
+    }
+    typed
 }
 
 /// How answers are shown.
@@ -149,6 +169,9 @@ pub enum Command {
     Group(group::GroupCommand),
     /// Look at and operate a cluster.
     Admin(admin::AdminArguments),
+    /// A cluster that the operator runs; also `kubectl carillon`.
+    #[command(visible_alias = "k8s")]
+    Kubernetes(kubernetes::KubernetesArguments),
     /// Make a credential for a server of your product.
     ServerKey(server_key::ServerKeyArguments),
     /// Measure a cluster.
@@ -215,6 +238,16 @@ mod tests {
         ]);
         assert_eq!(parsed.cluster.endpoints, ["a:1", "b:2"]);
         assert_eq!(parsed.output, Output::Json);
+    }
+
+    #[test]
+    fn a_plugin_of_kubectl_is_about_kubernetes() {
+        let typed = |list: &[&str]| as_typed(list.iter().map(OsString::from).collect());
+        let plugin = typed(&["/usr/bin/kubectl-carillon", "status", "chat", "-n", "team"]);
+        let parsed = Arguments::try_parse_from(plugin).expect("parsed");
+        assert!(matches!(parsed.command, Command::Kubernetes(_)));
+        let own = typed(&["carillon", "k8s", "scale", "chat", "5", "--wait"]);
+        assert!(Arguments::try_parse_from(own).is_ok());
     }
 
     #[test]

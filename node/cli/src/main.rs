@@ -12,12 +12,10 @@ mod present;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::arguments::Arguments;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_process();
     init_logs();
     let output = arguments.output;
     let runtime = match tokio::runtime::Runtime::new() {

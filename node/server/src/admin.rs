@@ -113,10 +113,6 @@ fn refused(refusal: &MetaRefusal) -> Status {
     status_with_reason(code, reason, refusal.to_string(), [])
 }
 
-fn no_leader(error: &OpError) -> Status {
-    status_with_reason(Code::Unavailable, "NO_LEADER", error.to_string(), [])
-}
-
 /// What keeps the cluster from its next version.
 fn hindrances(
     meta: &MetaState,
@@ -237,7 +233,10 @@ impl AdminService {
     async fn meta(&self, command: MetaCommand) -> Result<bool, Status> {
         let deadline = tokio::time::Instant::now() + META_TIMEOUT;
         let reply = self.node.router().meta(command, deadline).await;
-        match reply.map_err(|error| no_leader(&error))? {
+        let no_leader = |error: OpError| {
+            status_with_reason(Code::Unavailable, "NO_LEADER", error.to_string(), [])
+        };
+        match reply.map_err(no_leader)? {
             MetaReply::Updated { changed, epoch } => {
                 let mut known = self.node.cluster().watch_meta();
                 let knows = known.wait_for(|meta| meta.map.epoch >= epoch);
@@ -462,7 +461,10 @@ impl Admin for AdminService {
             .node
             .router()
             .command(slot, command.encoded(), deadline);
-        ordered.await.map_err(|error| no_leader(&error))?;
+        ordered.await.map_err(|error| {
+            let metadata = [("shard_id", shard_id.to_string())];
+            status_with_reason(Code::Unavailable, "NO_LEADER", error.to_string(), metadata)
+        })?;
         let asked = descriptor.replicas.iter().map(|replica| async {
             let mut client = self.client(replica.node_id).ok()?;
             let answer = tokio::time::timeout(CHECKSUM_TIMEOUT, client.checksum(request))

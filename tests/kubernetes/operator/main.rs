@@ -2,6 +2,7 @@
 //! hurt and healed. Each test has a namespace and a cluster of its own. Two at a
 //! time, but those that hurt what the others stand on.
 
+mod command;
 mod create;
 mod failures;
 mod invalid;

@@ -1,6 +1,6 @@
 //! Changes that need a restart of all members, one after another.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
@@ -11,6 +11,8 @@ use serde_json::json;
 
 /// Until a first member was restarted.
 const STEP_LIMIT: Duration = Duration::from_secs(90);
+/// How long the first changed member is looked at.
+const SOAK_S: u64 = 8;
 /// In which nothing more may happen.
 const QUIET: Duration = Duration::from_secs(15);
 
@@ -96,6 +98,38 @@ async fn an_image_that_does_not_start_stops_after_one_member() -> anyhow::Result
             );
             trial.goes_on().await?;
             chat.becomes(json!({"image": image()?})).await?;
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a Kubernetes: make e2e"]
+async fn a_setting_that_nodes_refuse_stops_at_the_canary() -> anyhow::Result<()> {
+    let test = "a setting that nodes refuse";
+    let spec = json!({"update": {"canary": {"soak": SOAK_S.to_string() + "s"}}});
+    Test::new(test, spec, Kind::Planned)
+        .run(async |trial| {
+            let chat = &trial.chat;
+            let filter = |filter| json!({"config": {"logging": {"filter": filter}}});
+            chat.change(filter("not=a=filter")).await?;
+            let stopped = |seen: &ImCluster| {
+                is(seen, "Ready", "False")
+                    && ["CannotStart", "CanaryFailed"].contains(&reason(seen))
+            };
+            let what = "to say that a member does not start";
+            let seen = chat.until(what, STEP_LIMIT, stopped).await?;
+            println!("{}", message(&seen, "Ready"));
+            tokio::time::sleep(QUIET).await;
+            trial.goes_on().await?;
+            let seen = chat.until("a status", STEP_LIMIT, |_| true).await?;
+            ensure!(updated(&seen) <= 1, "it went on: {:?}", seen.status);
+            ensure!(is(&seen, "Available", "True"), "it does not serve");
+            // With a right one the first is looked at before the others have their turn.
+            let began = Instant::now();
+            chat.becomes(filter("info")).await?;
+            let took = began.elapsed();
+            ensure!(took.as_secs() > SOAK_S, "nobody waited: {took:?}");
             Ok(())
         })
         .await

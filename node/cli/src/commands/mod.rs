@@ -4,6 +4,7 @@ pub mod admin;
 pub mod chat;
 pub mod dev;
 pub mod group;
+pub mod kubernetes;
 pub mod messages;
 pub mod server_key;
 
@@ -36,6 +37,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Group(command) => group::run(command, &cluster, output).await?,
         Command::ServerKey(arguments) => server_key::run(&arguments, output)?,
+        Command::Kubernetes(arguments) => return kubernetes::run(arguments, output).await,
         Command::Admin(command) => return admin::run(command, &cluster, output).await,
         Command::Bench(_) if cluster.is_secured() => {
             return Err(crate::failure::advised(

@@ -1,0 +1,89 @@
+//! `carillon kubernetes`, which is also `kubectl carillon`: a cluster that the operator runs, seen
+//! and changed by its `ImCluster`. The operator does the work; here it is asked for, shown and
+//! waited for.
+//!
+//! Keeps no state. A change is a merge patch of the one field that it is about, so that it undoes
+//! nothing of what others say.
+
+mod change;
+mod connect;
+mod screen;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use self::connect::Connection;
+use crate::arguments::Output;
+
+#[derive(Debug, Args)]
+pub struct KubernetesArguments {
+    /// Where the ImCluster is. Default: what the context says.
+    #[arg(short, long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// A context of the kubeconfig. Default: the current one.
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
+    #[command(subcommand)]
+    command: KubernetesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KubernetesCommand {
+    /// A cluster on one screen: how it is, what is being done, what that waits for.
+    Status(StatusArguments),
+    /// Change how many nodes there are; before a node goes its data moves away.
+    Scale(change::ScaleArguments),
+    /// Bring the nodes to another release, one after the other; an older one is a way back.
+    Upgrade(change::UpgradeArguments),
+    /// Restart the nodes, one after the other, without clients noticing.
+    Restart(change::RestartArguments),
+    /// Restart no further node for a change, until `resume`.
+    Pause(change::NameArguments),
+    /// Go on with what was paused.
+    Resume(change::NameArguments),
+    /// Wait until all is as the spec wants it, and show what is being done until then.
+    Wait(wait::WaitArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// The ImCluster.
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Carries out `carillon kubernetes …`.
+pub async fn run(arguments: KubernetesArguments, output: Output) -> anyhow::Result<ExitCode> {
+    let KubernetesArguments {
+        namespace,
+        context,
+        command,
+    } = arguments;
+    let connection = Connection::open(context, namespace).await?;
+    match command {
+        KubernetesCommand::Status(arguments) => {
+            screen::show(&connection, &arguments.name, output).await?;
+        }
+        KubernetesCommand::Scale(arguments) => {
+            return change::scale(&connection, &arguments, output).await;
+        }
+        KubernetesCommand::Upgrade(arguments) => {
+            return change::upgrade(&connection, &arguments, output).await;
+        }
+        KubernetesCommand::Restart(arguments) => {
+            return change::restart(&connection, &arguments, output).await;
+        }
+        KubernetesCommand::Pause(arguments) => {
+            change::pause(&connection, &arguments, true, output).await?;
+        }
+        KubernetesCommand::Resume(arguments) => {
+            change::pause(&connection, &arguments, false, output).await?;
+        }
+        KubernetesCommand::Wait(arguments) => {
+            return wait::run(&connection, &arguments, output).await;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
