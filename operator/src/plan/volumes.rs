@@ -10,6 +10,10 @@ const GROWTH_PARTS: u64 = 5;
 /// Sizes that the operator chooses are whole multiples of this.
 const SIZE_STEP_BYTES: u64 = 1 << 30;
 
+/// What a file system keeps of its volume for itself at most, besides a part of it: the log of XFS,
+/// which has at least so much.
+const FILE_SYSTEM_BYTES: u64 = 64 << 20;
+
 /// Makes volumes as large as they are to be. Neither drains nor restarts come into it, so it works
 /// when the disk is full.
 pub fn grow(desired: &Desired, members: &Members<'_>, plan: &mut Plan) {
@@ -52,7 +56,8 @@ fn target_bytes(
     // The disk must show the last growth before it can ask for the next one. A file system is a
     // little smaller than its volume.
     let grown = capacity.is_some_and(|have| {
-        have >= requested && node.disk_bytes >= have - have / (2 * GROWTH_PARTS)
+        let shown = node.disk_bytes.saturating_add(FILE_SYSTEM_BYTES);
+        have >= requested && shown >= have - have / (2 * GROWTH_PARTS)
     });
     let short = node.up && node.disk_free_bytes < node.disk_bytes / GROWTH_PARTS;
     if !grown || !short {

@@ -470,6 +470,37 @@ fn a_full_volume_grows_by_itself_up_to_its_ceiling() {
     assert!(plan(&growing, &seen).is_empty());
 }
 
+/// Found on a real disk: of 300 MiB XFS keeps 64 for its log, and the volume never grew.
+#[test]
+fn a_small_volume_grows_though_its_file_system_keeps_much_of_it() {
+    let mut growing = desired(3);
+    growing.volume_bytes = 300 << 20;
+    growing.volume_bytes_max = Some(1 << 30);
+    let mut seen = observed(3);
+    for number in 0..3 {
+        let claim = seen.claims.get_mut(&member(number)).expect("it is there");
+        claim.requested_bytes = 300 << 20;
+        claim.capacity_bytes = Some(300 << 20);
+        let node = of(&mut seen, number);
+        node.disk_bytes = 236 << 20;
+        node.disk_free_bytes = 200 << 20;
+    }
+    assert!(plan(&growing, &seen).is_empty());
+    of(&mut seen, 1).disk_free_bytes = 40 << 20;
+    let step = Step::GrowVolume {
+        member: member(1),
+        uid: Uid("claim-1".to_owned()),
+        bytes: 1 << 30,
+    };
+    assert_eq!(plan(&growing, &seen).steps, [step]);
+    // It is asked for, and the file system does not show it yet.
+    let asked = seen.claims.get_mut(&member(1)).expect("it is there");
+    asked.requested_bytes = 1 << 30;
+    asked.capacity_bytes = Some(1 << 30);
+    growing.volume_bytes_max = Some(4 << 30);
+    assert!(plan(&growing, &seen).is_empty());
+}
+
 #[test]
 fn a_refused_upgrade_is_said_and_nothing_is_restarted() {
     let mut refused = desired(3);
