@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::ListParams;
 use serde_json::json;
 
-/// Fills the volumes of the test within minutes, not faster than they are looked at.
-const LARGE_TEXT_BYTES: usize = 8 << 10;
+/// Fills the volumes of the test within a minute or two.
+const LARGE_TEXT_BYTES: usize = 32 << 10;
 const GROW_LIMIT: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
