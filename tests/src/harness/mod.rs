@@ -49,8 +49,6 @@ const BESIDE_LIMIT: Duration = Duration::from_secs(60);
 const START_TRIES_MAX: u32 = 3;
 /// Lines of each node's log that a failed test prints.
 const LOG_LINES_PRINTED: usize = 60;
-/// Names a directory in which the whole logs of a failed test's nodes are kept.
-const LOGS_KEPT_IN: &str = "CARILLON_TEST_LOGS";
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
@@ -404,7 +402,7 @@ impl Cluster {
         bail!("node {id} is not ready after {limit:?}: {last}")
     }
 
-    /// Prints the end of each node's log, and keeps the whole of it in [`LOGS_KEPT_IN`].
+    /// Prints the end of each node's log.
     pub fn print_logs(&self) {
         for (id, log) in &self.gone {
             print_log(*id, "was taken out", log);
@@ -429,13 +427,6 @@ fn print_log(id: u64, state: &str, log: &str) {
     eprintln!("---- log of node {id} ({state}), the last lines");
     for line in &lines[from..] {
         eprintln!("{line}");
-    }
-    if let Some(dir) = std::env::var_os(LOGS_KEPT_IN) {
-        let path = PathBuf::from(dir).join(format!("{}-node-{id}.log", std::process::id()));
-        match std::fs::write(&path, log) {
-            Ok(()) => eprintln!("---- all of it is in {}", path.display()),
-            Err(error) => eprintln!("---- it cannot be kept in {}: {error}", path.display()),
-        }
     }
 }
 
