@@ -59,6 +59,8 @@ async fn the_command_shows_and_changes_a_cluster() -> anyhow::Result<()> {
             printed(trial, &["restart", NAME]).await?;
             let waits = carillon(trial, &["wait", NAME, "--timeout", "5"]).await?;
             ensure!(waits.status.code() == Some(3), "it is paused: {waits:?}");
+            let said = String::from_utf8(waits.stdout)?;
+            ensure!(said.contains("not done within 5s"), "it says {said}");
             printed(trial, &["resume", NAME]).await?;
             let steps = printed(trial, &["wait", NAME]).await?;
             for said in ["chat-0", "chat-1", "chat-2", "is as its spec wants it"] {

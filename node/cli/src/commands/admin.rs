@@ -26,7 +26,8 @@ use crate::output;
 use crate::present;
 
 /// The exit code when what was started is not done within `--timeout`; it goes on.
-const NOT_DONE: u8 = 3;
+pub(crate) const NOT_DONE: u8 = 3;
+
 #[derive(Debug, Args)]
 pub struct AdminArguments {
     /// Who asks: recorded with what is changed, and shown by `events`. Default: USER@HOST.

@@ -195,6 +195,7 @@ impl Peer for PeerService {
         }))
     }
 
+    // Nodes of this release order a checksum through their router; the release before asks here.
     async fn start_checksum(
         &self,
         request: Request<ChecksumRequest>,

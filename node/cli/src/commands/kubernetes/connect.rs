@@ -9,8 +9,10 @@ use serde_json::Value;
 
 use crate::failure::advised;
 
-/// The newest events that are read at once; the API server tells the oldest first.
-const EVENTS_MAX: u32 = 500;
+/// Events that are read at a time; they come in no order.
+const EVENTS_PAGE: u32 = 500;
+/// Pages of them at most. The API server forgets events after an hour.
+const EVENT_PAGES_MAX: usize = 20;
 
 /// A namespace of an API server.
 pub(super) struct Connection {
@@ -60,8 +62,16 @@ impl Connection {
     pub(super) async fn events(&self, name: &str) -> anyhow::Result<Vec<Event>> {
         let all = Api::<Event>::namespaced(self.client.clone(), &self.namespace);
         let about = format!("regarding.kind=ImCluster,regarding.name={name}");
-        let wanted = ListParams::default().fields(&about).limit(EVENTS_MAX);
-        let mut events = all.list(&wanted).await?.items;
+        let mut wanted = ListParams::default().fields(&about).limit(EVENTS_PAGE);
+        let mut events = Vec::new();
+        for _ in 0..EVENT_PAGES_MAX {
+            let page = all.list(&wanted).await?;
+            events.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => wanted = wanted.continue_token(&token),
+                None => break,
+            }
+        }
         events.sort_by_key(when);
         Ok(events)
     }

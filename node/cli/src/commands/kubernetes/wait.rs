@@ -11,10 +11,9 @@ use serde_json::json;
 
 use super::connect::{Connection, json as as_json};
 use crate::arguments::Output;
+use crate::commands::admin::NOT_DONE;
 use crate::output;
-
-/// The exit code when it is not done within `--timeout`; it goes on.
-const NOT_DONE: u8 = 3;
+use crate::present::duration;
 
 #[derive(Debug, Args)]
 pub struct WaitArguments {
@@ -93,6 +92,12 @@ pub(super) async fn until_ready(
         anyhow::bail!("the API server ended the watch of imcluster {name}")
     };
     let Ok(ready) = tokio::time::timeout(limit, ready).await else {
+        if output == Output::Table {
+            output::line(&format!(
+                "not done within {}; it goes on",
+                duration(limit.as_secs())
+            ))?;
+        }
         return Ok(ExitCode::from(NOT_DONE));
     };
     let ready = ready?;
