@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::DeleteParams;
 use serde_json::json;
 
-/// Until a first member was restarted.
-const STEP_LIMIT: Duration = Duration::from_secs(90);
+/// Until a first member was restarted, while others kill operators.
+const STEP_LIMIT: Duration = Duration::from_secs(180);
 /// How long the first changed member is looked at.
 const SOAK_S: u64 = 8;
 /// In which nothing more may happen.
