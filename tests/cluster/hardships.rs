@@ -1,13 +1,12 @@
 //! Replicas move, and what should not happen does: a node is paused, zones are lost, a disk is
 //! full. Nothing acknowledged is lost, and no replica too few is ever there.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::ensure;
 use carillon_proto::admin::{SetPolicyRequest, Standing};
 use carillon_tests::harness::{
-    ClusterOptions, NodeOptions, RESTART_LIMIT, SmallDisk, fill_disk, may_mount,
+    ClusterOptions, NodeOptions, RESTART_LIMIT, SmallDisk, fill_but_for, may_mount,
 };
 use carillon_tests::scenario::Scenario;
 use tokio::time::{Instant, sleep};
@@ -45,15 +44,6 @@ fn scenario(name: &'static str) -> Scenario {
         ..ClusterOptions::default()
     };
     scenario
-}
-
-/// Fills the rest of a disk, and leaves so much.
-fn fill_but_for(ballast: &Path, left_bytes: u64) -> anyhow::Result<()> {
-    let written = fill_disk(ballast)?;
-    // A file that is open keeps its room: it is closed here.
-    let file = std::fs::File::options().write(true).open(ballast)?;
-    file.set_len(written.saturating_sub(left_bytes))?;
-    Ok(())
 }
 
 /// A node that is being removed is paused for a minute in the middle of it. Its removal goes on
@@ -176,10 +166,10 @@ async fn a_disk_is_full_while_replicas_come() {
         return;
     }
     let mut scenario = scenario("a_disk_is_full_while_replicas_come");
-    scenario.cluster.small_disk = Some(SmallDisk {
+    scenario.cluster.small_disks = vec![SmallDisk {
         node: SMALL,
         size_bytes: SMALL_BYTES,
-    });
+    }];
     scenario
         .run(async |cluster, load| {
             cluster

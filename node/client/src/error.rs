@@ -251,11 +251,12 @@ pub(crate) fn verdict(status: &Status) -> Verdict {
 
 /// Limits of what a node does at a time: reached now, and perhaps not in a moment. A request
 /// that is sent again meets one although its first try may have been stored.
-const PASSING_LIMITS: [&str; 4] = [
+const PASSING_LIMITS: [&str; 5] = [
     "sends_in_flight_max",
     "sessions_max",
     "lane_operations_max",
     "proposals_waiting_max",
+    "disk_reserve_bytes",
 ];
 
 /// Whether it says "not now" rather than "no", `limit` being the limit that it names. The

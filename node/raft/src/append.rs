@@ -47,6 +47,9 @@ pub(crate) const MALFORMED: u8 = 3;
 /// The receiver begins with a snapshot ([`crate::Group::require_snapshot`]).
 pub(crate) const WANTS_SNAPSHOT: u8 = 4;
 
+/// The receiver's disk is all but full ([`crate::GroupRegistry::takes_commands`]).
+pub(crate) const NO_ROOM: u8 = 5;
+
 type Error = RPCError<TypeConfig>;
 
 pub(crate) fn unreachable(link: &Link, reason: &str) -> Error {
@@ -73,6 +76,7 @@ pub(crate) fn answered(link: &Link, mut body: Bytes) -> Result<Bytes, Error> {
             link,
             "begins with a snapshot, not with the log",
         )),
+        Ok(NO_ROOM) => Err(unreachable(link, "its disk is all but full")),
         Ok(MALFORMED) => Err(unreachable(link, "could not read the request")),
         Ok(code) => Err(unreachable(
             link,

@@ -14,13 +14,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use carillon_core::ids::ShardId;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt};
+use openraft::EntryPayload;
 
-use crate::append::{ANSWERED, GROUP_STOPPED, MALFORMED, UNKNOWN_REPLICA, WANTS_SNAPSHOT};
+use crate::append::{ANSWERED, GROUP_STOPPED, MALFORMED, NO_ROOM, UNKNOWN_REPLICA, WANTS_SNAPSHOT};
 use crate::codec::{self, CodecError};
 use crate::frame::{Frame, FrameError, FrameKind, next_frame};
 use crate::group::Group;
 use crate::link::{Link, LinkEpoch};
-use crate::types::Raft;
+use crate::types::{Entry, Raft};
 
 /// Requests of a connection that wait for their groups before no more are read. Groups answer
 /// appends on their own (they wait for the local disk only), so this drains without the peer.
@@ -30,6 +31,10 @@ const OPEN_APPENDS_MAX: usize = 8192;
 pub trait GroupRegistry: Send + Sync + 'static {
     /// The group of a shard that has a replica here.
     fn group(&self, shard: ShardId) -> Option<Group>;
+
+    /// Whether it takes entries with commands from its leader now. Those of elections and of
+    /// changes of members, which are few and small, it always takes.
+    fn takes_commands(&self, shard: ShardId) -> bool;
 }
 
 /// Why a connection ended.
@@ -153,7 +158,10 @@ impl RaftReceiver {
         };
         let raft = group.raft().clone();
         let mut handling: Handling = match frame.kind {
-            FrameKind::APPEND => Box::pin(append(group, answer, body)),
+            FrameKind::APPEND => {
+                let takes_commands = self.groups.takes_commands(frame.shard);
+                Box::pin(append(group, answer, body, takes_commands))
+            }
             FrameKind::VOTE => Box::pin(vote(raft, answer, body, false)),
             FrameKind::PRE_VOTE => Box::pin(vote(raft, answer, body, true)),
             FrameKind::TRANSFER => Box::pin(transfer(raft, answer, body)),
@@ -201,7 +209,7 @@ impl Answer {
     }
 }
 
-async fn append(group: Group, answer: Answer, mut body: Bytes) {
+async fn append(group: Group, answer: Answer, mut body: Bytes, takes_commands: bool) {
     let (sequence, request) = match codec::get_append_request(&mut body) {
         Ok(decoded) => decoded,
         Err(error) => return answer.malformed(error),
@@ -210,6 +218,10 @@ async fn append(group: Group, answer: Answer, mut body: Bytes) {
     let is_beginning = request.prev_log_id.is_none() && !request.entries.is_empty();
     if is_beginning && group.wants_snapshot() {
         return answer.code(WANTS_SNAPSHOT);
+    }
+    let is_command = |entry: &Entry| matches!(entry.payload, EntryPayload::Normal(_));
+    if !takes_commands && request.entries.iter().any(is_command) {
+        return answer.code(NO_ROOM);
     }
     match group.raft().append_entries(request).await {
         Ok(response) => answer.send(|buffer| {

@@ -31,6 +31,10 @@ impl GroupRegistry for NoGroups {
     fn group(&self, _shard: ShardId) -> Option<Group> {
         None
     }
+
+    fn takes_commands(&self, _shard: ShardId) -> bool {
+        true
+    }
 }
 
 #[tokio::test]

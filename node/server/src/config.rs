@@ -81,6 +81,9 @@ pub struct Config {
     /// The state store.
     #[serde(default)]
     pub store: StoreConfig,
+    /// The disk that has `data_dir`.
+    #[serde(default)]
+    pub disk: DiskConfig,
     /// What clients may ask for.
     #[serde(default)]
     pub clients: ClientConfig,
@@ -448,6 +451,17 @@ impl Default for StoreConfig {
             background_write_bytes_per_s: 320_000_000,
         }
     }
+}
+
+/// The disk of a node.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskConfig {
+    /// What is kept free for what goes on when the disk is nearly full, bytes. Below it the node
+    /// takes no commands and gives its leads to others. 0: a fiftieth of the disk, at most 4 GiB,
+    /// at least `log.segment_bytes` and four times `store.memtable_bytes`, but no more than an
+    /// eighth. Default: 0.
+    pub reserve_bytes: u64,
 }
 
 /// What clients may ask for. Limits that are part of the protocol are constants.

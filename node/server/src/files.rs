@@ -1,46 +1,11 @@
 //! How many files this process may open: connections, SST files and log segments share them,
-//! and a node that cannot open a file of its state must end. And how much room its disk has.
-
-use std::ffi::CString;
-use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+//! and a node that cannot open a file of its state must end.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Files that clients' connections never get: those of the state store, of the log, of other
 /// nodes and of probes.
 pub const FILES_RESERVED: u64 = 1_024;
-
-/// The file system of a directory.
-#[derive(Debug, Clone, Copy)]
-pub struct Disk {
-    /// Its size.
-    pub bytes: u64,
-    /// What this process may still write to it.
-    pub free_bytes: u64,
-}
-
-impl Disk {
-    /// Asks the operating system.
-    ///
-    /// # Errors
-    /// What it says.
-    #[expect(unsafe_code, reason = "the standard library cannot say it")]
-    pub fn of(directory: &Path) -> io::Result<Self> {
-        let path = CString::new(directory.as_os_str().as_bytes())?;
-        // SAFETY: all fields are integers, for which zero is a value.
-        let mut told: libc::statvfs = unsafe { std::mem::zeroed() };
-        // SAFETY: the path ends with a NUL, and the other pointer is to a whole `statvfs`.
-        if unsafe { libc::statvfs(path.as_ptr(), &raw mut told) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Disk {
-            bytes: told.f_blocks.saturating_mul(told.f_frsize),
-            free_bytes: told.f_bavail.saturating_mul(told.f_frsize),
-        })
-    }
-}
 
 /// Raises the limit of open files as far as this process may; what it is then.
 pub fn raise_limit() -> u64 {

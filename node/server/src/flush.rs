@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 
 use crate::cluster::Cluster;
 use crate::config::LogConfig;
+use crate::disk::Room;
 use crate::node::NodeLog;
 use crate::shard::Replica;
 
@@ -143,7 +144,13 @@ impl Flusher {
 }
 
 /// Flushes and purges when enough was written, until the node stops.
-pub async fn run(cluster: Arc<Cluster>, flusher: Arc<Flusher>, log: NodeLog, config: LogConfig) {
+pub async fn run(
+    cluster: Arc<Cluster>,
+    flusher: Arc<Flusher>,
+    room: Arc<Room>,
+    log: NodeLog,
+    config: LogConfig,
+) {
     let mut check = tokio::time::interval(CHECK_INTERVAL);
     let (mut bytes_before, mut flushed_at) = (log.stats().bytes, Instant::now());
     loop {
@@ -152,8 +159,13 @@ pub async fn run(cluster: Arc<Cluster>, flusher: Arc<Flusher>, log: NodeLog, con
         let bytes = log.stats().bytes;
         let written = bytes.saturating_sub(bytes_before);
         let due = written >= config.flush_after_bytes
-            || (written > 0 && flushed_at.elapsed() >= config.flush_after);
-        if !due {
+            || (written > 0 && flushed_at.elapsed() >= config.flush_after)
+            // What is flushed frees more of the log than it takes.
+            || (written > 0 && !room.takes_commands());
+        // A flush that does not fit would end the node; nothing else is written by now.
+        let fits =
+            room.takes_commands() || room.free_bytes() > flusher.store().stats().memtable_bytes;
+        if !due || !fits {
             continue;
         }
         (bytes_before, flushed_at) = (bytes, Instant::now());

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod cluster;
 pub mod config;
 pub mod cork;
+pub mod disk;
 pub mod drain;
 pub mod fanout;
 pub mod files;

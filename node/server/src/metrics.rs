@@ -169,6 +169,14 @@ pub struct Observed {
     pub delayed_write_bytes_per_second: u64,
     /// 1 while writes of state wait for flushes or compactions.
     pub writes_stopped: u64,
+    /// Shards that have no leader, as far as this node knows.
+    pub shards_without_leader: u64,
+    /// The size of the disk.
+    pub disk_bytes: u64,
+    /// What is free of it.
+    pub disk_free_bytes: u64,
+    /// 1 while the node takes no commands because its disk is nearly full.
+    pub disk_short: u64,
 }
 
 type Read = fn(&Observed) -> u64;
@@ -182,7 +190,7 @@ pub struct MetricsPage {
 impl MetricsPage {
     /// Finishes a registry into a page.
     pub fn new(mut registry: Registry) -> Self {
-        let described: [(&str, &str, Option<Unit>, Read); 19] = [
+        let described: [(&str, &str, Option<Unit>, Read); 23] = [
             ("replicas", "Replicas on this node", None, |o| o.replicas),
             ("leaders", "Shards that this node leads", None, |o| {
                 o.leaders
@@ -272,6 +280,27 @@ impl MetricsPage {
                 |o| o.writes_stopped,
             ),
             (
+                "shards_without_leader",
+                "Shards that have no leader, as far as this node knows",
+                None,
+                |o| o.shards_without_leader,
+            ),
+            ("disk", "The size of the disk", Some(Unit::Bytes), |o| {
+                o.disk_bytes
+            }),
+            (
+                "disk_free",
+                "What is free of the disk",
+                Some(Unit::Bytes),
+                |o| o.disk_free_bytes,
+            ),
+            (
+                "disk_short",
+                "1 while the node takes no commands because its disk is nearly full",
+                None,
+                |o| o.disk_short,
+            ),
+            (
                 "certificate_ends_at",
                 "When the first of the node's certificates ends, since 1970; 0 without any",
                 Some(Unit::Seconds),
@@ -330,6 +359,10 @@ mod tests {
                 compaction_pending_bytes: 12,
                 delayed_write_bytes_per_second: 13,
                 writes_stopped: 1,
+                shards_without_leader: 2,
+                disk_bytes: 15,
+                disk_free_bytes: 14,
+                disk_short: 1,
                 ..Observed::default()
             })
             .expect("text");
@@ -341,6 +374,10 @@ mod tests {
             "carillon_state_compaction_pending_bytes 12",
             "carillon_state_delayed_write_bytes_per_second 13",
             "carillon_state_writes_stopped 1",
+            "carillon_shards_without_leader 2",
+            "carillon_disk_bytes 15",
+            "carillon_disk_free_bytes 14",
+            "carillon_disk_short 1",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }

@@ -60,8 +60,8 @@ pub struct ClusterOptions {
     pub env: BTreeMap<String, String>,
     /// What is different at some nodes, by id.
     pub per_node: BTreeMap<u64, NodeOptions>,
-    /// A node with a small disk.
-    pub small_disk: Option<SmallDisk>,
+    /// Nodes with small disks.
+    pub small_disks: Vec<SmallDisk>,
     /// Gives each node a network namespace of its own, so that links can be cut. A cluster with
     /// one is started inside [`Network::run`].
     pub network: Option<Network>,
@@ -78,7 +78,7 @@ impl Default for ClusterOptions {
             extra_config: String::new(),
             env: BTreeMap::new(),
             per_node: BTreeMap::new(),
-            small_disk: None,
+            small_disks: Vec::new(),
             network: None,
             secured: None,
         }

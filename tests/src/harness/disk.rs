@@ -9,18 +9,22 @@ use anyhow::{Context as _, Result};
 /// Ballast is written in pieces of this many bytes, then in single bytes' worth.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// Writes a file until the disk has no byte left; how many bytes it has.
-pub fn fill_disk(path: &Path) -> Result<u64> {
-    let mut file = File::create(path)?;
-    let mut written = 0;
+/// Adds to a file until its disk has no more than so much left, also when that is nothing.
+pub fn fill_but_for(ballast: &Path, left_bytes: u64) -> Result<()> {
+    let mut file = File::options().create(true).append(true).open(ballast)?;
     let mut piece = vec![0xA5; PIECE_BYTES];
     loop {
+        let disk = rustix::fs::fstatvfs(&file)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if left_bytes > 0 && free <= left_bytes {
+            return Ok(());
+        }
         match file.write(&piece) {
-            Ok(bytes) => written += bytes as u64,
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::StorageFull && piece.len() > 1 => {
                 piece.truncate(piece.len() / 2);
             }
-            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(written),
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
             Err(error) => return Err(error).context("could not write the ballast"),
         }
     }

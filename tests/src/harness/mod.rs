@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep};
 
 pub use admin::MergeEnd;
 pub use config::{Addresses, ClusterOptions, NodeOptions, SmallDisk};
-pub use disk::{fill_disk, may_mount};
+pub use disk::{fill_but_for, may_mount};
 pub use http::get as http_get;
 pub use network::Network;
 pub use os::{Signal, raise_open_files};
@@ -151,7 +151,7 @@ impl Cluster {
                 os::unpack(archive, &cluster.node(*id).data_dir)?;
             }
         }
-        if let Some(disk) = cluster.options.small_disk {
+        for disk in cluster.options.small_disks.clone() {
             let at = cluster.node(disk.node).data_dir.clone();
             os::mount_tmpfs(&at, disk.size_bytes)
                 .with_context(|| format!("could not mount a tmpfs at {}", at.display()))?;

@@ -260,6 +260,8 @@ fn node_json(node: &proto::NodeStatus) -> Value {
         "capacity_bytes": node.capacity_bytes,
         "disk_bytes": node.disk_bytes,
         "disk_free_bytes": node.disk_free_bytes,
+        "disk_reserve_bytes": node.disk_reserve_bytes,
+        "disk_short": node.disk_short,
     })
 }
 

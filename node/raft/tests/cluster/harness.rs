@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -106,11 +106,19 @@ impl Machine for ListMachine {
 }
 
 #[derive(Default)]
-struct Registry(Mutex<Option<Group>>);
+struct Registry {
+    group: Mutex<Option<Group>>,
+    disk_full: AtomicBool,
+}
 
 impl GroupRegistry for Registry {
     fn group(&self, shard: ShardId) -> Option<Group> {
-        self.0.lock().clone().filter(|group| group.shard() == shard)
+        let group = self.group.lock().clone();
+        group.filter(|group| group.shard() == shard)
+    }
+
+    fn takes_commands(&self, _shard: ShardId) -> bool {
+        !self.disk_full.load(Ordering::Relaxed)
     }
 }
 
@@ -334,7 +342,7 @@ impl Cluster {
                 return Err(error);
             }
         };
-        *registry.0.lock() = Some(group.clone());
+        *registry.group.lock() = Some(group.clone());
         node.running = Some((group, engine));
         let me = node.me.node;
         for other in 0..self.nodes.len() {
@@ -372,7 +380,7 @@ impl Cluster {
         let node = &mut self.nodes[place];
         if let Some((group, engine)) = node.running.take() {
             if let Some(wired) = self.wires.nodes.lock().get(&node.me.node) {
-                *wired.registry.0.lock() = None;
+                *wired.registry.group.lock() = None;
             }
             group.shutdown().await;
             engine.shutdown().unwrap();
@@ -393,6 +401,13 @@ impl Cluster {
         let wired = &nodes[&self.nodes[from].me.node];
         let link = wired.links.link(self.nodes[to].me.node);
         link.stats().append_streams
+    }
+
+    /// A node's disk is all but full, or has room again.
+    pub fn fill_disk(&self, place: usize, full: bool) {
+        let nodes = self.wires.nodes.lock();
+        let wired = &nodes[&self.nodes[place].me.node];
+        wired.registry.disk_full.store(full, Ordering::Relaxed);
     }
 
     /// Connects a node with all others that run.

@@ -86,6 +86,33 @@ async fn three_replicas_elect_and_apply_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_without_room_takes_no_commands_but_elects() {
+    let cluster = Cluster::voting(fast()).await;
+    cluster.propose(payload(0)).await;
+    cluster.converged(1).await;
+    let leader = cluster.leader().await;
+    let (full, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.fill_disk(full, true);
+    // One of the two has to elect the other, and then to keep the first entry of the term.
+    cluster.isolate(leader);
+    assert_ne!(cluster.leader_except(leader).await, leader);
+    cluster.heal(leader);
+    while cluster.leader_except(leader).await != third {
+        let to = cluster.nodes[third].me.node;
+        let group = cluster.nodes[full].group();
+        group.transfer_leader(to, PATIENCE).await.ok();
+    }
+    for number in 1..20 {
+        cluster.propose(payload(number)).await;
+    }
+    assert_eq!(cluster.nodes[full].payloads(), payloads(0..1));
+
+    cluster.fill_disk(full, false);
+    assert_eq!(cluster.converged(20).await, payloads(0..20));
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_proposals_in_flight_keep_their_order() {
     let cluster = Cluster::voting(fast()).await;
     let leader = cluster.leader().await;

@@ -1,7 +1,7 @@
 //! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
 //! its replicas as the shard map says (`replicas`) or splits have made them (`born`), ends those
 //! that their neighbours have taken over (`merged`), serves (`serve`, `status`), gives leads
-//! back (`preferred`), steers the cluster while it leads the meta group (`steering`), and
+//! back (`preferred`) or away (`short`), steers the cluster while it leads the meta group (`steering`), and
 //! leaves in order (`leave`).
 //!
 //! Owner of the state: [`Node`] holds the parts; each part owns its own.
@@ -14,6 +14,7 @@ mod merged;
 mod preferred;
 mod replicas;
 mod serve;
+mod short;
 mod standing;
 mod status;
 mod steering;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use carillon_core::ids::{NodeId, ReplicaId, ShardId};
+use carillon_core::map::META_SHARD;
 use carillon_core::steering::Wait;
 use carillon_log::{GroupId, LogEngine};
 use carillon_raft::{
@@ -36,6 +38,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::disk::{Reserve, Room};
 use crate::fanout::Fanout;
 use crate::flush::{self, Flusher};
 use crate::gateway::{Gateway, GatewayMetrics, GatewayOptions, Limits};
@@ -75,6 +78,7 @@ pub struct Node {
     links: Arc<Links>,
     calls: PeerCalls,
     flusher: Arc<Flusher>,
+    room: Arc<Room>,
     snapshots: PathBuf,
     outgoing: Arc<Outgoing>,
     connection_metrics: Arc<ConnectionMetrics>,
@@ -107,9 +111,21 @@ pub enum Ended {
     Restarts,
 }
 
-impl GroupRegistry for Cluster {
+/// The groups of this node, as the other nodes reach them.
+struct Groups {
+    cluster: Arc<Cluster>,
+    room: Arc<Room>,
+}
+
+impl GroupRegistry for Groups {
     fn group(&self, shard: ShardId) -> Option<Group> {
-        self.replica(shard).map(|replica| replica.group().clone())
+        let replica = self.cluster.replica(shard);
+        replica.map(|replica| replica.group().clone())
+    }
+
+    fn takes_commands(&self, shard: ShardId) -> bool {
+        // What the cluster is stays known, also for whoever makes room.
+        self.room.takes_entries() || shard == META_SHARD
     }
 }
 
@@ -154,7 +170,10 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
         router: node.services.router.clone(),
         gateway: node.services.gateway.clone(),
         links: node.links.clone(),
-        groups: cluster.clone(),
+        groups: Arc::new(Groups {
+            cluster: cluster.clone(),
+            room: node.room.clone(),
+        }),
         identity: node.identity.clone(),
         relay_changes: Mutex::new(()),
     });
@@ -171,6 +190,7 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
     tokio::spawn(node.clone().follow_map());
     tokio::spawn(node.clone().follow_routing());
     tokio::spawn(node.clone().give_leads_back());
+    tokio::spawn(node.clone().lead_nothing_while_short());
     tokio::spawn(node.clone().steer());
     tokio::spawn(node.clone().follow_standing());
     tokio::spawn(serve_local(node.clone()));
@@ -205,6 +225,12 @@ impl Node {
         log_options.on_fatal = Arc::new(|error| die(&format!("Raft log: {error}")));
         let log = LogEngine::open(log_options).context("Raft log")?;
         let snapshots = prepare_directory(data).context("snapshots directory")?;
+        let reserve = Reserve {
+            configured_bytes: config.disk.reserve_bytes,
+            segment_bytes: config.log.segment_bytes,
+            memtable_bytes: config.store.memtable_bytes as u64,
+        };
+        let room = Room::new(data, reserve).context("the disk of data_dir")?;
 
         let mut metrics = registry();
         let node_metrics = NodeMetrics::register(&mut metrics);
@@ -235,7 +261,9 @@ impl Node {
                 fanout,
                 beat,
                 metrics: node_metrics,
+                room: room.clone(),
             },
+            room,
             calls,
             identity,
             local,
@@ -325,10 +353,12 @@ impl Node {
         tokio::spawn(self.services.fanout.clone().run());
         tokio::spawn(self.services.gateway.clone().run());
         tokio::spawn(self.services.gateway.clone().see_out());
+        tokio::spawn(self.room.clone().follow());
         tokio::spawn(self.security.clone().follow_files());
         tokio::spawn(flush::run(
             self.cluster().clone(),
             self.flusher.clone(),
+            self.room.clone(),
             self.log.clone(),
             self.config.log.clone(),
         ));

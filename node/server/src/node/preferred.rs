@@ -118,11 +118,12 @@ impl Node {
         (up.collect(), led.collect())
     }
 
-    /// The node answers, and is not about to stop: then it would only hand on what it gets.
+    /// The node answers, and is neither about to stop nor short of disk: then it would only hand on
+    /// what it gets.
     async fn takes_leads(&self, node: NodeId) -> bool {
         let status = self.calls.status_of(node).await;
         let status = status.and_then(|status| status.node);
-        status.is_some_and(|status| !status.draining)
+        status.is_some_and(|status| !status.draining && !status.disk_short)
     }
 
     /// Hands one shard over; false when that has to wait, and nothing was changed.

@@ -16,7 +16,7 @@ use carillon_proto::internal::{
 use carillon_raft::{Member, Role};
 
 use super::{Node, RETRY_INTERVAL};
-use crate::files::Disk;
+use crate::disk::Disk;
 use crate::flush;
 use crate::metrics::Observed;
 use crate::peer::group::{config_to_proto, member_to_proto};
@@ -106,6 +106,15 @@ impl Node {
         }
     }
 
+    /// Shards that have no leader, as far as this node knows.
+    fn shards_without_leader(&self) -> u64 {
+        let cluster = self.cluster();
+        let meta = cluster.meta();
+        let shards = meta.map.shards.iter().map(|shard| shard.shard_id);
+        let unled = shards.filter(|shard| cluster.leader(*shard).is_none());
+        unled.count() as u64
+    }
+
     /// The metrics page.
     pub fn metrics_text(&self) -> Result<String, std::fmt::Error> {
         let (log, store) = (self.log.stats(), self.store.stats());
@@ -120,6 +129,7 @@ impl Node {
                 .max()
                 .unwrap_or(0)
         };
+        let disk = Disk::of(&self.config.data_dir).unwrap_or_default();
         let observed = Observed {
             replicas: replicas.len() as u64,
             leaders: replicas.iter().filter(|replica| replica.leads()).count() as u64,
@@ -145,6 +155,10 @@ impl Node {
             writes_stopped: u64::from(store.write_stopped),
             certificate_ends_at_s: self.security.certificate_ends_at_s().unwrap_or(0),
             reload_failures: self.security.reload_failures(),
+            shards_without_leader: self.shards_without_leader(),
+            disk_bytes: disk.bytes,
+            disk_free_bytes: disk.free_bytes,
+            disk_short: u64::from(!self.room.takes_commands()),
         };
         self.page.render(&observed)
     }
@@ -187,6 +201,8 @@ impl Node {
             capacity_bytes: 0,
             cluster_version_min: self.config.supported().min.0,
             cluster_version_max: self.config.supported().max.0,
+            disk_reserve_bytes: self.room.reserve_bytes(),
+            disk_short: !self.room.takes_commands(),
         };
         let replicas = replicas
             .iter()

@@ -12,6 +12,7 @@ use carillon_core::reply::Reply;
 use carillon_raft::{FRAME_BYTES_MAX, FrameKind, Link};
 
 use crate::cluster::Route;
+use crate::disk::RESERVE_LIMIT;
 use crate::router::{Response, Settled, Undone};
 use crate::shard::lead::Lead;
 
@@ -38,7 +39,7 @@ const STATUS_FAILED: u8 = 5;
 const STATUS_MOVED: u8 = 6;
 
 /// The limits that a leader can name to another node.
-const LIMITS: [&str; 1] = ["proposals_waiting_max"];
+const LIMITS: [&str; 2] = ["proposals_waiting_max", RESERVE_LIMIT];
 
 /// Bytes of an answer: what a frame takes. Pages and batches have limits far below.
 pub const ANSWER_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_OVERHEAD_BYTES;

@@ -26,7 +26,7 @@ use tokio::io::AsyncWriteExt;
 use tonic::Status;
 
 use super::snapshot::{FILE_BYTES_TARGET, ReceivedSnapshot, merges_from_proto, new_directory};
-use crate::files::Disk;
+use crate::disk::Disk;
 use crate::gateway::errors::Failure;
 
 /// Files of one snapshot.

@@ -25,7 +25,7 @@ use carillon_core::command::{
     BATCH_HEADER_BYTES, Command, encode_batch_header, passes_frozen, push_command, pushed_bytes,
 };
 use carillon_core::ids::{ConversationId, NodeId, Seq, ShardId, TimestampMs, UserId};
-use carillon_core::map::Split;
+use carillon_core::map::{META_SHARD, Split};
 use carillon_core::merging::{MergeId, MergeMark};
 use carillon_core::read::outbox_markers;
 use carillon_core::records::MessageRecord;
@@ -46,6 +46,7 @@ use self::queue::{NotTaken, Origin, Proposal, Queue};
 use self::subscribers::Subscribers;
 use crate::cluster::{Cluster, Route};
 use crate::config::RaftConfig;
+use crate::disk::{self, Room};
 use crate::fanout::batch::{BATCH_ITEMS_MAX, Ended, read_batch};
 use crate::fanout::{DeliverBatch, Fanout};
 use crate::gateway::Gateway;
@@ -82,6 +83,8 @@ pub struct Services {
     pub beat: Arc<Beat>,
     /// Counters.
     pub metrics: Arc<NodeMetrics>,
+    /// Whether the disk takes commands.
+    pub room: Arc<Room>,
 }
 
 /// What a replica and its state machine share.
@@ -261,6 +264,11 @@ impl Replica {
         self.arm();
     }
 
+    /// The disk takes commands, or they are the meta group's, which are small and few.
+    fn has_room(&self) -> bool {
+        self.services.room.takes_commands() || self.shard == META_SHARD
+    }
+
     /// Takes an operation that is meant for `lead`. An error means that it was not taken. What
     /// has an order is not taken for any lead: it says where to go instead.
     pub fn take(&self, lead: Lead, payload: &Payload, origin: Origin) -> Result<(), Undone> {
@@ -279,6 +287,14 @@ impl Replica {
             return Err(not_taken(NotTaken::NotLeader));
         }
         match payload {
+            // Deliveries of what is stored are taken all the same: they are few, and hold up the
+            // reads behind them.
+            Payload::Command(_) if !self.has_room() => {
+                return Err(Undone::Overloaded {
+                    limit: disk::RESERVE_LIMIT,
+                    max: self.services.room.reserve_bytes(),
+                });
+            }
             Payload::Command(command) => {
                 let proposal = Proposal {
                     command: command.clone(),

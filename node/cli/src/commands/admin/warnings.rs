@@ -191,16 +191,20 @@ fn full(node: &proto::NodeStatus, all: &mut Vec<Warning>) {
     }
     let used = node.disk_bytes.saturating_sub(node.disk_free_bytes);
     if let Some(percent) = percent(used, node.disk_bytes)
-        && percent >= DISK_FULL_PERCENT
+        && (node.disk_short || percent >= DISK_FULL_PERCENT)
     {
         let what = format!(
             "the disk of node {id} is {percent} % full, {} are free",
             present::bytes(node.disk_free_bytes)
         );
+        let todo = match node.disk_short {
+            true => "make room: until then it takes no messages, and leads only what no other can",
+            false => "make room or add a node: a node whose disk is full takes no messages",
+        };
         all.push(of_node(
-            percent >= DISK_URGENT_PERCENT,
+            node.disk_short || percent >= DISK_URGENT_PERCENT,
             what,
-            "make room or add a node: the node ends when its disk is full",
+            todo,
         ));
     }
 }
