@@ -146,10 +146,11 @@ impl Authorities {
         let issuing = authority(CERTIFICATE, KEY, MARK_ANNOTATION)?;
         let next = authority(NEXT_CERTIFICATE, NEXT_KEY, NEXT_MARK_ANNOTATION);
         let next = next.filter(Authority::can_issue);
+        let since = mark(NEXT_SINCE_ANNOTATION).0.parse();
         let mut all = Authorities {
             issuing,
+            next_since_s: since.ok().filter(|_| next.is_some()).unwrap_or_default(),
             next,
-            next_since_s: mark(NEXT_SINCE_ANNOTATION).0.parse().unwrap_or_default(),
             trusted: tls::blocks(&text(data, BUNDLE).unwrap_or_default()),
         };
         all.tidy();
@@ -201,6 +202,7 @@ impl Authorities {
             let gone = tls::blocks(&next.issued.certificate);
             self.trusted.retain(|block| !gone.contains(block));
         }
+        self.next_since_s = 0;
         self.tidy();
     }
 
@@ -208,6 +210,7 @@ impl Authorities {
         if let Some(next) = self.next.take() {
             self.issuing = next;
         }
+        self.next_since_s = 0;
         self.tidy();
     }
 

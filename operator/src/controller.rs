@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use carillon_crds::ImCluster;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
-use kube::core::{DeserializeGuard, DynamicObject};
+use kube::core::{DeserializeGuard, DynamicObject, PartialObjectMeta};
 use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
@@ -60,7 +60,7 @@ impl Scope {
         }
     }
 
-    fn of_kind(&self, client: &Client, kind: Kind) -> Api<DynamicObject> {
+    fn of_kind(&self, client: &Client, kind: Kind) -> Api<PartialObjectMeta<DynamicObject>> {
         let resource = apply::resource(kind);
         match self {
             Scope::All => Api::all_with(client.clone(), &resource),
@@ -331,12 +331,12 @@ impl Watches {
     fn start_round(
         &self,
         kind: Kind,
-        api: Api<DynamicObject>,
+        api: Api<PartialObjectMeta<DynamicObject>>,
         config: watch::Config,
         known: Arc<Known>,
     ) {
         let (sender, telemetry) = (self.sender.clone(), self.telemetry.clone());
-        let stream = watcher::metadata_watcher(api, config).default_backoff();
+        let stream = watcher::watcher(api, config).default_backoff();
         let stream = stream.take_until(self.stop.clone().cancelled_owned());
         tokio::spawn(async move {
             let mut stream = std::pin::pin!(stream);

@@ -5,6 +5,7 @@
 //! A failure names its seed: `CARILLON_SEED=7 cargo test -p carillon-operator --test rotation`.
 
 #[path = "../../node/core/tests/steering/rng.rs"]
+#[expect(dead_code, reason = "others pick")]
 mod rng;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,7 @@ const TROUBLED_TICKS: u64 = 400;
 /// Ticks within which a world without troubles comes to rest.
 const CALM_TICKS: u64 = 600;
 /// Authorities that there are, made once: keys take their time.
-const POOL: usize = 16;
+const POOL: usize = 64;
 /// How often, of 100, the operator stops before a write.
 const STOPS_PERCENT: u64 = 5;
 const MEMBERS_MAX: u32 = 5;
@@ -125,22 +126,27 @@ impl World {
         }
     }
 
-    /// The wanted authority: what was given, or one that nobody has heard of.
-    fn authority(&mut self) -> Authority {
+    /// One that nobody has heard of.
+    fn unheard(&mut self) -> usize {
         let pods = self.pods.values().flat_map(|pod| [&pod.volume, &pod.read]);
         let files = pods.chain(self.leaves.values()).chain(&self.admin);
         let heard: BTreeSet<_> = files.flat_map(|files| &files.trusted).collect();
         let kept = self.kept.as_ref().map(|kept| trusted(&kept.bundle()));
         let kept = kept.unwrap_or_default();
-        let new = |number: &usize| {
-            let id = &self.pool[*number].1;
-            !heard.contains(id) && !kept.contains(id)
-        };
         let begin = self.rng.below(POOL as u64) as usize;
         let mut numbers = (begin..begin + POOL).map(|number| number % POOL);
+        let number = numbers.find(|number| {
+            let id = &self.pool[*number].1;
+            !heard.contains(id) && !kept.contains(id)
+        });
+        number.expect("the pool is large enough")
+    }
+
+    /// The wanted authority: what was given, or a new one.
+    fn authority(&mut self) -> Authority {
         let number = match self.given {
             Some(given) => given,
-            None => numbers.find(new).expect("the pool is large enough"),
+            None => self.unheard(),
         };
         Authority {
             issued: self.pool[number].0.clone(),
@@ -351,8 +357,9 @@ impl World {
             9 if self.admin.is_some() && self.is_whole() => self.kept = None,
             10 if self.is_whole() => self.admin = None,
             11 if self.is_whole() => {
+                let number = self.unheard();
                 let foreign = Authority {
-                    issued: self.pool[0].0.clone(),
+                    issued: self.pool[number].0.clone(),
                     mark: Mark(self.rng.below(4).to_string()),
                 };
                 let made =
