@@ -23,6 +23,7 @@ const NEXT_KEY: &str = "next.key";
 const MARK_ANNOTATION: &str = "carillon.dev/authority";
 const NEXT_MARK_ANNOTATION: &str = "carillon.dev/next-authority";
 const NEXT_SINCE_ANNOTATION: &str = "carillon.dev/next-authority-since";
+const DROPPED_AT_ANNOTATION: &str = "carillon.dev/authority-dropped-at";
 /// The mark of one that was found in use, and whose key is not there. No wish is called so.
 const LOST: &str = "lost/";
 
@@ -53,6 +54,7 @@ pub struct Authorities {
     pub issuing: Authority,
     pub next: Option<Authority>,
     next_since_s: u64,
+    dropped_at_s: u64,
     /// Each certificate in PEM, those of the issuing one first.
     trusted: Vec<String>,
 }
@@ -65,13 +67,16 @@ impl Authorities {
             issuing: authority,
             next: None,
             next_since_s: 0,
+            dropped_at_s: 0,
             trusted,
         }
     }
 
     /// Of a cluster whose members trust `bundle`, with this one in it.
-    fn adopted(authority: Authority, bundle: &str) -> Authorities {
+    fn adopted(authority: Authority, bundle: &str, now_s: u64) -> Authorities {
         let mut all = Authorities::first(authority);
+        // What was dropped lately is not known any more.
+        all.dropped_at_s = now_s;
         all.trusted.extend(tls::blocks(bundle));
         all.tidy();
         all
@@ -92,6 +97,8 @@ impl Authorities {
             issuing: lost,
             next: None,
             next_since_s: 0,
+            // What was dropped lately is not known any more.
+            dropped_at_s: now_s,
             trusted,
         };
         all.begin(next, now_s);
@@ -117,10 +124,15 @@ impl Authorities {
         };
         let adopted = match trusted {
             None => Authorities::first(next.clone()),
-            Some(trusted) => Authorities::adopted(next.clone(), trusted),
+            Some(trusted) => Authorities::adopted(next.clone(), trusted, now_s),
         };
-        let recovered = trusted.filter(|trusted| !adopted.is_trusted_by(trusted));
-        let recovered = recovered.and_then(|all| Authorities::recovered(all, next, now_s));
+        // The issuing one comes first: another one there may not be trusted by all yet.
+        let issued = |trusted: &&str| {
+            let first = tls::id(trusted).ok();
+            first.is_some() && first == tls::id(&next.issued.certificate).ok()
+        };
+        let recovered = trusted.filter(|trusted| !issued(trusted));
+        let recovered = recovered.and_then(|all| Authorities::recovered(all, next.clone(), now_s));
         Ok((recovered.unwrap_or(adopted), true))
     }
 
@@ -151,6 +163,7 @@ impl Authorities {
             issuing,
             next_since_s: since.ok().filter(|_| next.is_some()).unwrap_or_default(),
             next,
+            dropped_at_s: mark(DROPPED_AT_ANNOTATION).0.parse().unwrap_or_default(),
             trusted: tls::blocks(&text(data, BUNDLE).unwrap_or_default()),
         };
         all.tidy();
@@ -168,6 +181,7 @@ impl Authorities {
             issuing: self.issuing.known()?,
             next: self.next.as_ref().map(Authority::known).transpose()?,
             next_since_s: self.next_since_s,
+            dropped_at_s: self.dropped_at_s,
             old,
         })
     }
@@ -189,7 +203,7 @@ impl Authorities {
     }
 
     pub fn begin(&mut self, next: Authority, now_s: u64) {
-        self.give_up();
+        self.give_up(now_s);
         self.next = Some(next);
         self.next_since_s = now_s;
         self.tidy();
@@ -197,10 +211,11 @@ impl Authorities {
 
     /// Nothing was issued from the next one, unless it is one from before a key was lost: then it
     /// is trusted until the end.
-    pub fn give_up(&mut self) {
+    pub fn give_up(&mut self, now_s: u64) {
         if let Some(next) = self.next.take().filter(|_| self.issuing.can_issue()) {
             let gone = tls::blocks(&next.issued.certificate);
             self.trusted.retain(|block| !gone.contains(block));
+            self.dropped_at_s = now_s;
         }
         self.next_since_s = 0;
         self.tidy();
@@ -214,8 +229,9 @@ impl Authorities {
         self.tidy();
     }
 
-    pub fn finish(&mut self) {
+    pub fn finish(&mut self, now_s: u64) {
         self.trusted.clear();
+        self.dropped_at_s = now_s;
         self.tidy();
     }
 
@@ -255,6 +271,10 @@ impl Authorities {
             (
                 NEXT_SINCE_ANNOTATION,
                 next.map(|_| self.next_since_s.to_string()),
+            ),
+            (
+                DROPPED_AT_ANNOTATION,
+                Some(self.dropped_at_s.to_string()).filter(|_| self.dropped_at_s > 0),
             ),
         ];
         (data, annotations)
@@ -326,7 +346,7 @@ mod tests {
         assert_eq!(trusts(&all), [id(&old), id(&new)].into());
         let kept = all.kept().expect("they are certificates");
         assert_eq!((kept.issuing.id, kept.old), (id(&new), [id(&old)].into()));
-        all.finish();
+        all.finish(9);
         assert!(same(&all));
         assert_eq!(trusts(&all), [id(&new)].into());
     }
@@ -338,8 +358,9 @@ mod tests {
         all.begin(new, 7);
         all.begin(newer.clone(), 8);
         assert_eq!(trusts(&all), [id(&old), id(&newer)].into());
-        all.give_up();
-        assert!(all == Authorities::first(old));
+        all.give_up(9);
+        assert!(same(&all));
+        assert_eq!(trusts(&all), [id(&old)].into());
     }
 
     #[test]

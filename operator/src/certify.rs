@@ -58,9 +58,12 @@ impl<C: Connect> Reconciler<C> {
                 .map_err(crate::secrets::SecretsError::from)?;
             let mut next = rotation::decide(&kept, &held.wanted, now_s(), None);
             if let Next::Ask(question) = next {
-                let answers = self
+                let mut answers = self
                     .ask(context, &secrets, &held, &made.operator, question)
                     .await?;
+                // Whose certificate is lost with the key to make another one learns nothing before
+                // the switch; better a moment for this one than for ever for all.
+                answers.retain(|name, _| !made.lacking.contains(name));
                 next = rotation::decide(&kept, &held.wanted, now_s(), Some(&answers));
             }
             memory.certificates = Some(CertificateStatus {

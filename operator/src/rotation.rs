@@ -40,6 +40,8 @@ pub struct Kept {
     /// The one that is about to take its place, and since when it is published.
     pub next: Option<Known>,
     pub next_since_s: u64,
+    /// When something was trusted no more that was before.
+    pub dropped_at_s: u64,
     /// Others that are still trusted.
     pub old: BTreeSet<AuthorityId>,
 }
@@ -91,6 +93,8 @@ pub enum Next {
 pub enum Wait {
     /// Clients have until then to learn of the next one, seconds since 1970.
     Clients { until_s: u64 },
+    /// Copies of Secrets from before may still be on their way to members.
+    Copies,
     /// A member has not shown yet what it was asked for.
     Member {
         question: Question,
@@ -99,6 +103,10 @@ pub enum Wait {
     },
 }
 
+/// A kubelet may bring a node a copy of its Secret that is as old as this: twice the minute or so
+/// that it takes. What is trusted again that was not a moment ago cannot be told by asking before
+/// that: the copy in which it was not may still be on its way.
+const SETTLES_S: u64 = 180;
 /// Members are asked again after this: they read their files every two seconds.
 const ASK_AGAIN_S: u64 = 3;
 
@@ -126,6 +134,14 @@ pub fn decide(kept: &Kept, wanted: &Wanted, now_s: u64, answers: Option<&Answers
     if left_s > 0 {
         return Next::Wait {
             reason: Wait::Clients { until_s },
+            for_s: left_s,
+        };
+    }
+    let until_s = kept.dropped_at_s.saturating_add(SETTLES_S);
+    let left_s = until_s.saturating_sub(now_s).min(SETTLES_S);
+    if left_s > 0 {
+        return Next::Wait {
+            reason: Wait::Copies,
             for_s: left_s,
         };
     }
@@ -198,6 +214,10 @@ impl std::fmt::Display for Wait {
                     "clients have until {until} to learn of the new authority"
                 )
             }
+            Wait::Copies => write!(
+                f,
+                "copies of certificates from before may still be on their way to members"
+            ),
             Wait::Member {
                 question: Question::TrustsNext,
                 name,

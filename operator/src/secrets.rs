@@ -202,17 +202,18 @@ impl<'a> Secrets<'a> {
 
     /// Takes a step of a rotation, if nobody changed the Secret meanwhile.
     pub async fn advance(&self, held: &mut Held, next: &Next) -> Result<(), SecretsError> {
+        let now_s = self.now_s.unsigned_abs();
         match next {
             Next::Begin => {
                 let coming = match &held.given {
                     Some(given) => given.clone(),
                     None => self.make()?,
                 };
-                held.authorities.begin(coming, self.now_s.unsigned_abs());
+                held.authorities.begin(coming, now_s);
             }
-            Next::GiveUp => held.authorities.give_up(),
+            Next::GiveUp => held.authorities.give_up(now_s),
             Next::Switch => held.authorities.switch(),
-            Next::Finish => held.authorities.finish(),
+            Next::Finish => held.authorities.finish(now_s),
             Next::Rest | Next::Ask(_) | Next::Wait { .. } => return Ok(()),
         }
         self.replace(held).await
