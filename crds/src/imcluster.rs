@@ -9,7 +9,7 @@ pub mod status;
 
 pub use change::{AutoGrow, Canary, DeletionPolicy, FailureReplacement, ScaleIn, Storage, Update};
 pub use security::{
-    Auth, ClientCertificate, NetworkPolicySettings, SecretKey, SecretRef, Tls, TlsMode,
+    Auth, ClientCertificate, NetworkPolicySettings, Rotation, SecretKey, SecretRef, Tls, TlsMode,
 };
 pub use spec::{
     ClientService, ImCluster, ImClusterSpec, Monitoring, NodeConfig, PodTemplate, Resources,

@@ -21,6 +21,8 @@ pub const REPLICATION_FACTOR_MAX: u32 = 7;
 /// The bounds of `failureReplacement.after`.
 pub const REPLACEMENT_AFTER_MIN: Duration = Duration::from_secs(30);
 pub const REPLACEMENT_AFTER_MAX: Duration = Duration::from_secs(168 * 3600);
+/// The longest `tls.rotation.overlap`.
+pub const OVERLAP_MAX: Duration = Duration::from_secs(720 * 3600);
 
 /// A rule that is broken. The text names the field and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +88,17 @@ pub fn validate(cluster: &ImCluster) -> Vec<Broken> {
         tls_matches(&spec.tls),
         "spec.tls.secret",
         "must be set when spec.tls.mode is Secret, and only then",
+    );
+    check(
+        spec.tls.mode != TlsMode::Secret || spec.tls.rotation.revision.is_none(),
+        "spec.tls.rotation.revision",
+        "is for mode Operator: with mode Secret a new authority in the Secret begins a rotation",
+    );
+    check(
+        !spec.tls.rotation.overlap.is_negative()
+            && Duration::from(spec.tls.rotation.overlap) <= OVERLAP_MAX,
+        "spec.tls.rotation.overlap",
+        "must be at most 720h",
     );
     if let Some(auth) = &spec.auth {
         check(

@@ -95,6 +95,21 @@ fn each_rule_is_refused_with_its_message_by_both() {
             )],
             "spec.tls.secret must be set",
         ),
+        (
+            vec![(
+                "spec/tls",
+                json!({
+                    "mode": "Secret",
+                    "secret": {"name": "ca"},
+                    "rotation": {"revision": "2"},
+                }),
+            )],
+            "spec.tls.rotation.revision is for mode Operator",
+        ),
+        (
+            vec![("spec/tls", json!({"rotation": {"overlap": "721h"}}))],
+            "spec.tls.rotation.overlap must be at most",
+        ),
         (vec![("spec/auth", json!({}))], "spec.auth needs jwks"),
         (
             vec![(
@@ -206,6 +221,10 @@ fn what_may_change_is_accepted() {
         (
             "spec/tls",
             json!({"mode": "Operator", "clients": {"secret": {"name": "public"}}}),
+        ),
+        (
+            "spec/tls",
+            json!({"rotation": {"revision": "2027-01", "overlap": "24h"}}),
         ),
     ] {
         let refused = refusals(&with(std::slice::from_ref(&change)), Some(&good()));

@@ -90,4 +90,12 @@ pub trait Connect: Send + Sync + 'static {
         endpoints: &[Endpoint],
         credentials: &Credentials,
     ) -> impl Future<Output = Result<Self::Admin, AdminError>> + Send;
+
+    /// Whether this member takes the certificate of these credentials and shows one of their
+    /// authority; or why that is not known.
+    fn prove(
+        &self,
+        endpoint: &Endpoint,
+        credentials: &Credentials,
+    ) -> impl Future<Output = Result<(), String>> + Send;
 }

@@ -4,7 +4,7 @@
 //! Every watch is a task of its own with a back-off of its own, so that one that fails does not
 //! hold up the others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use carillon_crds::ImCluster;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, DynamicObject, PartialObjectMeta};
 use kube::runtime::reflector::{self, Lookup, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
@@ -24,8 +24,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::apply;
 use crate::build::CLUSTER_LABEL;
+use crate::build::objects::{Kind, WATCHED};
 use crate::cluster::Connect;
+use crate::known::Known;
 use crate::observe::Objects;
 use crate::queue::{Key, Queue};
 use crate::reconcile::{ReconcileError, Reconciler};
@@ -56,11 +59,23 @@ impl Scope {
             Scope::Namespace(namespace) => Api::namespaced(client.clone(), namespace),
         }
     }
+
+    fn of_kind(&self, client: &Client, kind: Kind) -> Api<PartialObjectMeta<DynamicObject>> {
+        let resource = apply::resource(kind);
+        match self {
+            Scope::All => Api::all_with(client.clone(), &resource),
+            Scope::Namespace(namespace) => {
+                Api::namespaced_with(client.clone(), namespace, &resource)
+            }
+        }
+    }
 }
 
 /// What a watch says.
 enum Touch {
     One(Key),
+    /// Others changed or deleted an object of it.
+    Disturbed(Key),
     /// Something that all have to do with.
     All,
 }
@@ -107,9 +122,18 @@ impl<C: Connect> Controller<C> {
                 own,
             ),
             pods: watches.start("Pod", scope.api(&client), ours.clone(), owner),
-            claims: watches.start("PersistentVolumeClaim", scope.api(&client), ours, owner),
-            hosts: watches.start_hosts(Api::all(client)),
+            claims: watches.start(
+                "PersistentVolumeClaim",
+                scope.api(&client),
+                ours.clone(),
+                owner,
+            ),
+            hosts: watches.start_hosts(Api::all(client.clone())),
         };
+        for kind in WATCHED {
+            let api = scope.of_kind(&client, kind);
+            watches.start_round(kind, api, ours.clone(), reconciler.known());
+        }
         Controller {
             reconciler: Arc::new(reconciler),
             caches,
@@ -157,6 +181,10 @@ impl<C: Connect> Controller<C> {
         let now = Instant::now();
         match touch {
             Touch::One(key) => queue.touch(key, now),
+            Touch::Disturbed(key) => {
+                self.reconciler.disturb(key.clone());
+                queue.touch(key, now);
+            }
             Touch::All => {
                 for key in queue.keys() {
                     queue.touch(key, now);
@@ -295,6 +323,55 @@ impl Watches {
                 Event::Init | Event::InitDone => None,
             },
         )
+    }
+
+    /// A watch on what is round the members: nothing but metadata is sent, and nothing is kept
+    /// but what [`Known`] does. The operator works without it, only later: it holds up nothing,
+    /// and a failure does not end the process.
+    fn start_round(
+        &self,
+        kind: Kind,
+        api: Api<PartialObjectMeta<DynamicObject>>,
+        config: watch::Config,
+        known: Arc<Known>,
+    ) {
+        let (sender, telemetry) = (self.sender.clone(), self.telemetry.clone());
+        let stream = watcher::watcher(api, config).default_backoff();
+        let stream = stream.take_until(self.stop.clone().cancelled_owned());
+        tokio::spawn(async move {
+            let mut stream = std::pin::pin!(stream);
+            let mut listed = BTreeSet::new();
+            while let Some(event) = stream.next().await {
+                let touched: BTreeSet<Key> = match event {
+                    Ok(Event::Init) => {
+                        listed.clear();
+                        BTreeSet::new()
+                    }
+                    Ok(Event::InitApply(object)) => {
+                        listed.extend(own(&object));
+                        known.seen(kind, &object.metadata).into_iter().collect()
+                    }
+                    Ok(Event::InitDone) => known.listed(kind, &std::mem::take(&mut listed)),
+                    Ok(Event::Apply(object)) => {
+                        known.seen(kind, &object.metadata).into_iter().collect()
+                    }
+                    Ok(Event::Delete(object)) => {
+                        known.gone(kind, &object.metadata).into_iter().collect()
+                    }
+                    Err(error) => {
+                        tracing::warn!(kind = kind.kind, %error, "a watch failed");
+                        telemetry.watch_failure(kind.kind);
+                        BTreeSet::new()
+                    }
+                };
+                for key in touched {
+                    tracing::debug!(kind = kind.kind, ?key, "changed by others");
+                    if sender.send(Touch::Disturbed(key)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
     }
 
     fn spawn<K>(

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Resource;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
+use crate::apply::namespace_ends;
 use crate::build::FIELD_MANAGER;
 use crate::plan::{MemberName, Standing, Step};
 
@@ -78,12 +79,14 @@ impl Events {
                 ..ObjectReference::default()
             }),
         };
-        if let Err(error) = self
+        match self
             .recorder
             .publish(&event, &cluster.object_ref(&()))
             .await
         {
-            tracing::warn!(%error, reason, "an event could not be written");
+            Ok(()) => {}
+            Err(error) if namespace_ends(&error) => {}
+            Err(error) => tracing::warn!(%error, reason, "an event could not be written"),
         }
     }
 }

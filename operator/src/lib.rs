@@ -5,21 +5,27 @@
 //! passes when [`queue`] says so, while [`lease`] says that it may.
 //!
 //! Architecture invariants:
-//! * [`plan`], [`build`], [`observe`], [`resolve`], [`status`] and [`queue`] know no client.
+//! * [`plan`], [`rotation`], [`authority`], [`build`], [`observe`], [`resolve`], [`status`], [`known`]
+//!   and [`queue`] know no client.
 //! * Nothing that matters is kept in memory: whoever starts next goes on from what is there.
 //! * Carillon serves and heals without the operator; the operator brings Pods and policy.
 
 pub mod apply;
+pub mod authority;
 pub mod build;
+mod certify;
 pub mod cluster;
 pub mod controller;
+pub mod discovery;
 pub mod events;
+pub mod known;
 pub mod lease;
 pub mod observe;
 pub mod plan;
 pub mod queue;
 pub mod reconcile;
 pub mod resolve;
+pub mod rotation;
 pub mod secrets;
 pub mod status;
 pub mod telemetry;

@@ -92,27 +92,17 @@ async fn run(options: Options) -> anyhow::Result<()> {
         Some(namespace) => Scope::Namespace(namespace),
         None => Scope::All,
     };
-    // Whether Prometheus' operator is there is looked up once: it comes with a restart.
-    let has_pod_monitors = kube::discovery::group(&client, "monitoring.coreos.com")
-        .await
-        .is_ok();
     let reconciler = Reconciler::new(
         client.clone(),
         Grpc,
         leadership,
         Events::new(client, options.identity),
         options.image_repository,
-        has_pod_monitors,
     );
     let controller = Controller::start(reconciler, &scope, telemetry, options.passes_max, &stop);
     let electing = tokio::spawn(election.run(stop.clone()));
     let controlling = tokio::spawn(controller.run(stop.clone()));
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        ?scope,
-        has_pod_monitors,
-        "started"
-    );
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?scope, "started");
     let mut terminate = signal(SignalKind::terminate())?;
     // Cancel-safe: it is awaited once.
     tokio::select! {

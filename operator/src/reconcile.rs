@@ -1,9 +1,9 @@
 //! One pass over one ImCluster: observe → resolve → plan → apply → status.
 //!
 //! Owner of nothing but [`Memory`], which saves requests and may be lost at any time: the objects
-//! that were applied already, and the certificates that were looked at.
+//! that were applied already, the certificates that were looked at, and whom others disturbed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,15 +18,18 @@ use kube::core::Resource;
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
-use crate::apply::{self, ApplyError};
+use crate::apply::{self, Applier, ApplyError};
 use crate::build::config::{self, NodeFiles};
 use crate::build::objects::{self, CLAIM, POD, Surroundings};
 use crate::build::{
     CLUSTER_ID_ANNOTATION, CLUSTER_LABEL, Context, FIELD_MANAGER, FINALIZER, NODE_ANNOTATION,
     RELEASED_ANNOTATION, names, pod,
 };
+use crate::certify::Rotating;
 use crate::cluster::{Admin, AdminError, Connect, Credentials, Seen, Whose};
+use crate::discovery::Discovery;
 use crate::events::Events;
+use crate::known::Known;
 use crate::lease::Leadership;
 use crate::observe::{self, Kubernetes, Objects};
 use crate::plan::{Desired, MemberName, Observed, Plan, Step, plan};
@@ -40,11 +43,14 @@ use crate::status::{self, Facts};
 const DELETION_GRACE_S: u32 = 15;
 /// What was applied is applied again after this, against what others changed.
 const APPLY_AGAIN_AFTER: Duration = Duration::from_secs(300);
+/// And when others changed or deleted one of them, at most this often: two that do not agree must
+/// not keep the API server busy.
+const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// When nothing waits, and when something does.
 const IDLE: Duration = Duration::from_secs(30);
 const BUSY: Duration = Duration::from_secs(3);
 /// Objects of one ImCluster that are read at once.
-const PAGE: u32 = 500;
+pub(crate) const PAGE: u32 = 500;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
@@ -68,12 +74,58 @@ impl From<kube::Error> for ReconcileError {
     }
 }
 
+impl ReconcileError {
+    /// Nothing can be made, since the namespace is being deleted.
+    fn namespace_ends(&self) -> bool {
+        match self {
+            ReconcileError::Kube(error) | ReconcileError::Secrets(SecretsError::Kube(error)) => {
+                apply::namespace_ends(error)
+            }
+            ReconcileError::Apply(error) | ReconcileError::Secrets(SecretsError::Apply(error)) => {
+                apply::namespace_ends(&error.source)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// What saves requests.
 #[derive(Default)]
-struct Memory {
+pub(crate) struct Memory {
     applied: Option<(String, Instant)>,
-    credentials: Option<Credentials>,
-    certificates: Option<CertificateStatus>,
+    /// Others changed or deleted something since it was applied.
+    disturbed: bool,
+    /// The uid of an ImCluster whose namespace is being deleted.
+    namespace_ends: Option<String>,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) certificates: Option<CertificateStatus>,
+    pub(crate) rotating: Option<Rotating>,
+}
+
+impl Memory {
+    /// Whether what is applied may be left as it is.
+    fn is_current(&self, hash: &str) -> bool {
+        self.applied.as_ref().is_some_and(|(applied, when)| {
+            let after = match self.disturbed {
+                true => RESTORE_AGAIN_AFTER,
+                false => APPLY_AGAIN_AFTER,
+            };
+            applied == hash && when.elapsed() < after
+        })
+    }
+
+    /// When to look again, if it would be after `after` otherwise.
+    fn again_after(&self, after: Duration) -> Duration {
+        let mut after = after;
+        if let Some((_, when)) = self.applied.as_ref().filter(|_| self.disturbed) {
+            after = after.min(RESTORE_AGAIN_AFTER.saturating_sub(when.elapsed()));
+        }
+        if let Some(rotating) = &self.rotating {
+            let left = rotating.again_at.saturating_duration_since(Instant::now());
+            after = after.min(left);
+        }
+        after
+    }
 }
 
 pub struct Reconciler<C> {
@@ -83,7 +135,10 @@ pub struct Reconciler<C> {
     pub events: Events,
     /// Where images come from when the spec names none.
     pub image_repository: String,
-    pub has_pod_monitors: bool,
+    pub(crate) applier: Applier,
+    discovery: Discovery,
+    /// ImClusters of which others changed or deleted an object.
+    disturbed: Mutex<BTreeSet<Key>>,
     /// By namespace and name; a pass holds its own for its whole time.
     memory: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<Memory>>>>,
 }
@@ -103,15 +158,19 @@ impl<C: Connect> Reconciler<C> {
         leadership: Leadership,
         events: Events,
         image_repository: String,
-        has_pod_monitors: bool,
     ) -> Reconciler<C> {
         Reconciler {
+            applier: Applier {
+                client: client.clone(),
+                known: Arc::default(),
+            },
+            discovery: Discovery::new(client.clone()),
             client,
             connect,
             leadership,
             events,
             image_repository,
-            has_pod_monitors,
+            disturbed: Mutex::default(),
             memory: Mutex::default(),
         }
     }
@@ -123,6 +182,30 @@ impl<C: Connect> Reconciler<C> {
             .lock()
             .unwrap_or_else(|held| held.into_inner())
             .remove(&key);
+        self.is_disturbed(&key);
+    }
+
+    /// What is known of the objects that were applied.
+    pub fn known(&self) -> Arc<Known> {
+        self.applier.known.clone()
+    }
+
+    /// Others changed or deleted something of this ImCluster: its next pass looks at all of it.
+    pub fn disturb(&self, key: Key) {
+        let mut all = self
+            .disturbed
+            .lock()
+            .unwrap_or_else(|held| held.into_inner());
+        all.insert(key);
+    }
+
+    /// Whether it was disturbed since this was asked last.
+    fn is_disturbed(&self, key: &Key) -> bool {
+        let mut all = self
+            .disturbed
+            .lock()
+            .unwrap_or_else(|held| held.into_inner());
+        all.remove(key)
     }
 
     fn memory(&self, namespace: &str, name: &str) -> Arc<tokio::sync::Mutex<Memory>> {
@@ -153,12 +236,17 @@ impl<C: Connect> Reconciler<C> {
         if !deleting {
             self.add_finalizer(cluster, &namespace).await?;
         }
+        // Its own deletion follows, and is seen.
+        if !deleting && memory.namespace_ends.is_some() && memory.namespace_ends == cluster.uid() {
+            return Ok(IDLE);
+        }
+        memory.disturbed |= self.is_disturbed(&(namespace.clone(), name.clone()));
         let look = self.look(cluster, objects, &memory).await;
         let target = self.target(cluster, &look);
         let context = context(cluster, &name, &namespace, &target);
         let files = config::files(&context)?;
         let desired = resolve::desired(&context, &files, target.refused.clone());
-        let planned = plan(&desired, &look.observed);
+        let mut planned = plan(&desired, &look.observed);
         let result = match deleting || desired.paused {
             true => Ok(()),
             false => {
@@ -170,9 +258,31 @@ impl<C: Connect> Reconciler<C> {
             Ok(()) => self.execute(cluster, &planned, &look, &memory).await,
             failed => failed,
         };
+        if !deleting
+            && result
+                .as_ref()
+                .err()
+                .is_some_and(ReconcileError::namespace_ends)
+        {
+            tracing::info!("its namespace is being deleted: nothing is made in it any more");
+            memory.namespace_ends = cluster.uid();
+            return Ok(IDLE);
+        }
         let finished = planned.steps.contains(&Step::RemoveFinalizer);
         if deleting && finished && result.is_ok() {
             return Ok(IDLE);
+        }
+        let after = if planned.is_empty() { IDLE } else { BUSY };
+        let mut certificates = memory.certificates.clone();
+        if let Some(rotating) = memory
+            .rotating
+            .as_ref()
+            .filter(|_| !deleting && !desired.paused)
+        {
+            planned.rotates(&rotating.waits);
+            if let Some(certificates) = &mut certificates {
+                certificates.rotation = Some(rotating.waits.clone());
+            }
         }
         let facts = Facts {
             generation: cluster.meta().generation,
@@ -185,12 +295,15 @@ impl<C: Connect> Reconciler<C> {
             target: &target,
             cluster: look.seen.as_ref(),
             running: &look.kubernetes.running,
-            certificates: memory.certificates.clone(),
+            certificates,
             failure: result.as_ref().err().map(ToString::to_string),
         };
         self.write_status(cluster, &facts).await?;
         result?;
-        Ok(if planned.is_empty() { IDLE } else { BUSY })
+        Ok(match deleting || desired.paused {
+            true => after,
+            false => memory.again_after(after),
+        })
     }
 
     fn target(&self, cluster: &ImCluster, look: &Look<C::Admin>) -> Target {
@@ -291,59 +404,59 @@ impl<C: Connect> Reconciler<C> {
             zones: &look.kubernetes.zones,
             files,
             files_in_use: &look.kubernetes.files,
-            has_pod_monitors: self.has_pod_monitors,
+            has_pod_monitors: self.discovery.has_pod_monitors().await,
         };
         let all = objects::all(context, &around);
         let bodies: Vec<&serde_json::Value> = all.iter().map(|object| &object.body).collect();
+        let rotation = &context.cluster.spec.tls.rotation;
         let hash = crate::build::hash(
-            json!([bodies, look.kubernetes.files])
+            json!([bodies, look.kubernetes.files, rotation])
                 .to_string()
                 .as_bytes(),
         );
-        let current = memory
-            .applied
+        let current = memory.is_current(&hash);
+        let now = Instant::now();
+        let rotates = memory
+            .rotating
             .as_ref()
-            .is_some_and(|(applied, when)| *applied == hash && when.elapsed() < APPLY_AGAIN_AFTER);
+            .is_some_and(|one| one.again_at <= now);
+        if !current || rotates {
+            self.must_lead()?;
+            self.certify(context, &members, memory).await?;
+        }
         if current {
             return Ok(());
         }
         self.must_lead()?;
-        let now = i64::try_from(now_s()).unwrap_or(i64::MAX);
-        let made = secrets::ensure(&self.client, context, &members, now).await?;
-        for name in &made.renewed {
-            self.events
-                .normal(
-                    context.cluster,
-                    "CertificateIssued",
-                    &format!("made a certificate: {name}"),
-                )
-                .await;
-        }
-        memory.certificates = Some(CertificateStatus {
-            authority_expires: moment(made.authority_ends_s),
-            next_expiry: moment(made.first_ends_s),
-        });
-        memory.credentials = Some(made.operator);
         if let Some(admin) = &look.admin
             && let Ok(token) = admin.join_token().await
         {
             let secret = secrets::join_token(context, &token);
-            apply::apply(&self.client, context.namespace, &secret).await?;
+            self.applier.apply(context.namespace, &secret).await?;
         }
         for object in &all {
-            apply::apply(&self.client, context.namespace, object).await?;
+            match self.applier.apply(context.namespace, object).await {
+                Err(error) if object.kind == objects::POD_MONITOR && error.is_overtaken() => {
+                    tracing::info!(%error, "their API is gone");
+                    self.discovery.forget().await;
+                }
+                applied => applied?,
+            }
         }
         for kind in objects::SWEPT {
-            if kind == objects::POD_MONITOR && !self.has_pod_monitors {
+            if kind == objects::POD_MONITOR && !around.has_pod_monitors {
                 continue;
             }
             let kept = |name: &str| {
                 let applied = all.iter().any(|one| one.kind == kind && one.name == name);
                 applied || objects::stays(context, &around, kind, name)
             };
-            apply::sweep(&self.client, context.namespace, context.name, kind, kept).await?;
+            self.applier
+                .sweep(context.namespace, context.name, kind, kept)
+                .await?;
         }
         memory.applied = Some((hash, Instant::now()));
+        memory.disturbed = false;
         Ok(())
     }
 
@@ -381,6 +494,7 @@ impl<C: Connect> Reconciler<C> {
                 Err(ReconcileError::Apply(error)) if error.is_overtaken() => {
                     tracing::info!(%error, "overtaken");
                 }
+                Err(error) if error.namespace_ends() => return Err(error),
                 Err(error) => {
                     self.events
                         .warning(cluster, "StepFailed", &error.to_string())
@@ -523,7 +637,7 @@ impl<C: Connect> Reconciler<C> {
         Ok(())
     }
 
-    fn must_lead(&self) -> Result<(), ReconcileError> {
+    pub(crate) fn must_lead(&self) -> Result<(), ReconcileError> {
         match self.leadership.leads() {
             true => Ok(()),
             false => Err(ReconcileError::NotLeading),
@@ -636,14 +750,10 @@ fn context<'a>(
     }
 }
 
-fn shared<K>(items: Vec<K>) -> Vec<Arc<K>> {
+pub(crate) fn shared<K>(items: Vec<K>) -> Vec<Arc<K>> {
     items.into_iter().map(Arc::new).collect()
 }
 
-fn now_s() -> u64 {
+pub(crate) fn now_s() -> u64 {
     u64::try_from(Timestamp::now().as_second()).unwrap_or_default()
-}
-
-fn moment(seconds: i64) -> Time {
-    Time(Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH))
 }

@@ -121,6 +121,7 @@ fn operation(plan: &Plan) -> Option<OperationStatus> {
         OperationKind::Rolling => OperationType::Rolling,
         OperationKind::Healing => OperationType::Healing,
         OperationKind::Resizing => OperationType::Resizing,
+        OperationKind::Rotating => OperationType::Rotating,
     };
     let member = operation.member.as_ref().map(ToString::to_string);
     let mut summary = format!("{kind:?}");
@@ -270,6 +271,7 @@ fn weight(kind: WaitKind) -> u32 {
         WaitKind::RollPaused => 7,
         WaitKind::Unsafe => 8,
         WaitKind::Draining | WaitKind::Soaking | WaitKind::Ending | WaitKind::Resizing => 9,
+        WaitKind::Rotating => 10,
     }
 }
 
@@ -362,6 +364,10 @@ fn certificates(facts: &Facts<'_>) -> Verdict {
             "Expired",
             "a certificate has ended and could not be renewed",
         ),
+        Some(CertificateStatus {
+            rotation: Some(waits),
+            ..
+        }) => verdict("CertificatesValid", true, "Rotating", waits.clone()),
         Some(_) => verdict(
             "CertificatesValid",
             true,

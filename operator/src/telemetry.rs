@@ -119,8 +119,13 @@ impl Telemetry {
         });
     }
 
-    pub fn watch_fails(&self, kind: &'static str) {
+    /// Counts a failure of a watch that nothing waits for.
+    pub fn watch_failure(&self, kind: &'static str) {
         self.watch_failures.get_or_create(&Watch { kind }).inc();
+    }
+
+    pub fn watch_fails(&self, kind: &'static str) {
+        self.watch_failure(kind);
         self.watch(kind, |state| {
             state.failing_since.get_or_insert_with(Instant::now);
         });

@@ -17,8 +17,13 @@ use time::OffsetDateTime;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{GeneralName, ParsedExtension};
 
+use crate::rotation::AuthorityId;
+
 /// How long an authority lives, and a leaf.
 const AUTHORITY_S: i64 = 10 * 365 * 86_400;
+/// One of the operator's own is followed by another one when it has less than this left: long
+/// before leaves would have to be shorter for it, and time for a rotation that is held up.
+pub const AUTHORITY_RENEWAL_S: i64 = 365 * 86_400;
 const LEAF_S: i64 = 90 * 86_400;
 /// Clocks may be behind by this much.
 const BACKDATED_S: i64 = 3_600;
@@ -120,6 +125,30 @@ fn first(certificate: &str) -> Result<Pem, TlsError> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
         .map_err(|error| TlsError::Read(error.to_string()))?;
     Ok(pem)
+}
+
+/// The certificates of a PEM text, each in PEM.
+pub fn blocks(text: &str) -> Vec<String> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let mut all = Vec::new();
+    let mut rest = text;
+    while let Some(begin) = rest.find(BEGIN) {
+        let Some(length) = rest[begin..].find(END) else {
+            break;
+        };
+        let (block, after) = rest[begin..].split_at(length + END.len());
+        all.push(format!("{block}\n"));
+        rest = after;
+    }
+    all
+}
+
+/// Tells the first certificate of a PEM text from all others.
+pub fn id(certificate: &str) -> Result<AuthorityId, TlsError> {
+    Ok(AuthorityId(crate::build::hash(
+        &first(certificate)?.contents,
+    )))
 }
 
 pub fn validity(certificate: &str) -> Result<Validity, TlsError> {

@@ -13,6 +13,7 @@ use super::spec::yes;
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[x_kube(
     validation = Rule::new("has(self.secret) == (self.mode == 'Secret')").message("spec.tls.secret must be set when spec.tls.mode is Secret, and only then"),
+    validation = Rule::new("self.mode != 'Secret' || !has(self.rotation) || !has(self.rotation.revision)").message("spec.tls.rotation.revision is for mode Operator: with mode Secret a new authority in the Secret begins a rotation"),
     validation = Rule::new("self.mode == oldSelf.mode && has(self.secret) == has(oldSelf.secret) && (!has(self.secret) || self.secret == oldSelf.secret)").message("spec.tls.mode and spec.tls.secret cannot be changed: nodes with certificates of two authorities do not trust each other")
 )]
 #[serde(rename_all = "camelCase")]
@@ -22,9 +23,14 @@ pub struct Tls {
     #[serde(default)]
     pub mode: TlsMode,
     /// With mode Secret: a Secret of type kubernetes.io/tls whose tls.crt and tls.key are an
-    /// authority, from which the operator makes the nodes' certificates.
+    /// authority, from which the operator makes the nodes' certificates. Another authority in it
+    /// takes the place of the one before; see rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRef>,
+    /// How a new authority takes the old one's place: both are trusted until all certificates are
+    /// of the new one. Nothing is restarted.
+    #[serde(default)]
+    pub rotation: Rotation,
     /// The certificate that clients see. Left out: the nodes' own, of the authority above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientCertificate>,
@@ -35,6 +41,36 @@ pub enum TlsMode {
     #[default]
     Operator,
     Secret,
+}
+
+/// How a new authority takes the old one's place.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Rotation {
+    /// With mode Operator: any text, such as a date. With another text than before a new authority
+    /// is made; it is also made a year before the old one ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub revision: Option<String>,
+    /// How long clients have to learn of the new authority, from when the Secret NAME-ca has both
+    /// until nodes show certificates of the new one. Up to 720h.
+    #[serde(default = "overlap_default")]
+    #[schemars(regex(pattern = DURATION_PATTERN), length(max = 24))]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('720h')").message("spec.tls.rotation.overlap must be at most 720h"))]
+    pub overlap: Duration,
+}
+
+fn overlap_default() -> Duration {
+    std::time::Duration::from_secs(600).into()
+}
+
+impl Default for Rotation {
+    fn default() -> Rotation {
+        Rotation {
+            revision: None,
+            overlap: overlap_default(),
+        }
+    }
 }
 
 /// The certificate that clients see, such as one of a public authority.

@@ -108,6 +108,7 @@ pub enum OperationType {
     Replacing,
     Healing,
     Resizing,
+    Rotating,
     Deleting,
 }
 
@@ -160,4 +161,7 @@ pub struct CertificateStatus {
     pub authority_expires: Time,
     /// When the first of the others ends. They are renewed when a third of their time is left.
     pub next_expiry: Time,
+    /// How far a new authority is in taking the old one's place, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
 }

@@ -64,6 +64,16 @@ pub const SWEPT: [Kind; 5] = [
     POD_MONITOR,
 ];
 
+/// Kinds that are watched for what others do to them. Of PodMonitors there may be no API.
+pub const WATCHED: [Kind; 6] = [
+    SERVICE,
+    CONFIG_MAP,
+    SECRET,
+    SERVICE_ACCOUNT,
+    DISRUPTION_BUDGET,
+    NETWORK_POLICY,
+];
+
 /// One object to apply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {

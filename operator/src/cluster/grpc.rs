@@ -16,6 +16,8 @@ use crate::plan::{MemberName, NodeId, Standing};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Of a handshake and one call that each member answers by itself.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub struct Grpc;
 
@@ -41,27 +43,26 @@ impl Connect for Grpc {
         }
         Err(AdminError::Unreachable(last))
     }
+
+    /// A call that is answered has gone through a whole handshake: with TLS 1.3 a client does not
+    /// know before that its certificate was taken.
+    async fn prove(&self, endpoint: &Endpoint, credentials: &Credentials) -> Result<(), String> {
+        let asked = async {
+            let mut client = AdminClient::new(channel(endpoint, credentials).await?);
+            let asked = client
+                .get_cluster(request(proto::GetClusterRequest {}))
+                .await;
+            asked.map_err(|status| describe(&status))
+        };
+        match tokio::time::timeout(PROOF_TIMEOUT, asked).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err("it does not answer".to_owned()),
+        }
+    }
 }
 
 async fn reach(endpoint: &Endpoint, credentials: &Credentials) -> Result<GrpcAdmin, String> {
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&credentials.authority))
-        .identity(Identity::from_pem(
-            &credentials.certificate,
-            &credentials.key,
-        ))
-        .domain_name(&endpoint.host);
-    let address = std::net::SocketAddr::new(endpoint.address, ADMIN_PORT);
-    let channel = Channel::from_shared(format!("https://{address}"))
-        .map_err(|error| error.to_string())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CALL_TIMEOUT)
-        .tls_config(tls)
-        .map_err(|error| describe(&error))?
-        .connect()
-        .await
-        .map_err(|error| describe(&error))?;
-    let mut client = AdminClient::new(channel);
+    let mut client = AdminClient::new(channel(endpoint, credentials).await?);
     let asked = client
         .get_cluster(request(proto::GetClusterRequest {}))
         .await;
@@ -72,6 +73,26 @@ async fn reach(endpoint: &Endpoint, credentials: &Credentials) -> Result<GrpcAdm
         return Err("it has no map of the cluster yet".to_owned());
     }
     Ok(GrpcAdmin { client })
+}
+
+async fn channel(endpoint: &Endpoint, credentials: &Credentials) -> Result<Channel, String> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&credentials.authority))
+        .identity(Identity::from_pem(
+            &credentials.certificate,
+            &credentials.key,
+        ))
+        .domain_name(&endpoint.host);
+    let address = std::net::SocketAddr::new(endpoint.address, ADMIN_PORT);
+    Channel::from_shared(format!("https://{address}"))
+        .map_err(|error| error.to_string())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        .tls_config(tls)
+        .map_err(|error| describe(&error))?
+        .connect()
+        .await
+        .map_err(|error| describe(&error))
 }
 
 /// An error with what caused it.

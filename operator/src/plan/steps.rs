@@ -137,6 +137,8 @@ pub enum WaitKind {
     Ending,
     /// A volume is being made larger.
     Resizing,
+    /// A new authority takes the old one's place.
+    Rotating,
 }
 
 /// What is going on, for the status.
@@ -159,12 +161,24 @@ pub enum OperationKind {
     Rolling,
     Healing,
     Resizing,
+    Rotating,
 }
 
 impl Plan {
     /// Nothing to do and nothing to wait for.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.waits.is_empty()
+    }
+
+    /// A new authority is taking the old one's place, beside all of this.
+    pub fn rotates(&mut self, reason: &str) {
+        self.operation(
+            OperationKind::Rotating,
+            None,
+            "a new authority takes the old one's place",
+            None,
+        );
+        self.wait(WaitKind::Rotating, None, reason);
     }
 
     /// The member's Pod goes in this plan already.

@@ -4,15 +4,25 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
-use carillon_e2e::chat::{Kind, Test, image, is, message, reason};
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::DeleteParams;
+use carillon_e2e::chat::{
+    ChatCluster, Kind, NAME, Test, beside_others, image, is, is_ready, message, reason,
+};
+use carillon_e2e::{Cluster, until};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 /// Until a first member was restarted, while others kill operators.
 const STEP_LIMIT: Duration = Duration::from_secs(180);
 /// How long the first changed member is looked at.
 const SOAK_S: u64 = 8;
+/// Until something that was deleted is there again.
+const RESTORE_LIMIT: Duration = Duration::from_secs(30);
+/// Twice the time that kubelets take to copy a Secret to its Pods, and some.
+const ROTATION_LIMIT: Duration = Duration::from_secs(420);
+const SOME_MESSAGES: u64 = 150;
+const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
 /// In which nothing more may happen.
 const QUIET: Duration = Duration::from_secs(15);
 
@@ -149,26 +159,113 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
             chat.becomes(change).await?;
             trial.goes_on().await?;
             // A certificate that is gone is made anew, and shown without a restart.
-            let before = pod_uids(trial).await?;
+            let before = pod_uids(chat).await?;
             let secrets = chat.namespace.api::<Secret>();
             let old = secrets.get("chat-0-tls").await?;
             secrets
                 .delete("chat-0-tls", &DeleteParams::default())
                 .await?;
-            // All that is round the members is looked at with the next change of the spec, and
-            // without one every five minutes.
-            chat.becomes(json!({"service": {"annotations": {"looked": "at"}}}))
-                .await?;
-            let new = secrets.get("chat-0-tls").await?;
-            ensure!(new.metadata.uid != old.metadata.uid, "it is the same");
+            let other = |seen: &Secret| seen.metadata.uid != old.metadata.uid;
+            let what = "to be made anew";
+            until(&secrets, "chat-0-tls", what, RESTORE_LIMIT, other).await?;
             trial.goes_on().await?;
-            ensure!(pod_uids(trial).await? == before, "Pods were restarted");
+            ensure!(pod_uids(chat).await? == before, "Pods were restarted");
             Ok(())
         })
         .await
 }
 
-async fn pod_uids(trial: &carillon_e2e::chat::Trial) -> anyhow::Result<Vec<Option<String>>> {
-    let pods = trial.chat.pods().await?;
+/// The authorities that everybody is to trust.
+fn bundle(seen: &Secret) -> String {
+    let data = seen.data.as_ref().and_then(|data| data.get("ca.crt"));
+    let text = data.map(|data| String::from_utf8_lossy(&data.0).into_owned());
+    text.unwrap_or_default()
+}
+
+fn count(seen: &Secret) -> usize {
+    bundle(seen).matches("BEGIN CERTIFICATE").count()
+}
+
+/// People learn of the new authority while both are published, and chat until the old one is gone.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a Kubernetes: make e2e"]
+async fn a_new_authority_takes_the_old_ones_place() -> anyhow::Result<()> {
+    let test = "a new authority";
+    let _turn = beside_others().await;
+    let Some(cluster) = Cluster::with_nodes(test).await? else {
+        return Ok(());
+    };
+    let chat = ChatCluster::create(&cluster, "rotation", &json!({})).await?;
+    chat.ready().await?;
+    let before = pod_uids(&chat).await?;
+    let secrets = chat.namespace.api::<Secret>();
+    let old = secrets.get("chat-ca").await?;
+    ensure!(count(&old) == 1, "{} authorities", count(&old));
+    let rotation = json!({"tls": {"rotation": {"revision": "2", "overlap": "20s"}}});
+    chat.change(rotation).await?;
+    let both = |seen: &Secret| count(seen) == 2;
+    until(&secrets, "chat-ca", "to have both", STEP_LIMIT, both).await?;
+    let load = chat.load(chat.address().await?, None).await?;
+    chat.until("to be Ready", ROTATION_LIMIT, is_ready).await?;
+    let new = secrets.get("chat-ca").await?;
+    ensure!(count(&new) == 1, "{} authorities", count(&new));
+    ensure!(bundle(&new) != bundle(&old), "it is the old one");
+    for leaf in ["chat-0-tls", "chat-1-tls", "chat-2-tls", "chat-admin-tls"] {
+        let trusted = bundle(&secrets.get(leaf).await?);
+        ensure!(trusted == bundle(&new), "beside {leaf} is something else");
+    }
+    ensure!(pod_uids(&chat).await? == before, "Pods were restarted");
+    load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
+        .await?;
+    let (report, sends) = chat.check(load).await?;
+    println!("{test}: {report}; {sends}");
+    let tried = sends.tried_more;
+    ensure!(
+        tried == 0,
+        "{tried} messages had to be tried more than twice"
+    );
+    chat.remove().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a Kubernetes: make e2e"]
+async fn what_others_delete_or_change_comes_back() -> anyhow::Result<()> {
+    let test = "what others delete or change";
+    Test::new(test, json!({}), Kind::Planned)
+        .run(async |trial| {
+            let chat = &trial.chat;
+            let what = "to be made anew";
+            let services = chat.namespace.api::<Service>();
+            let admin = format!("{NAME}-admin");
+            let old = services.get(&admin).await?;
+            services.delete(&admin, &DeleteParams::default()).await?;
+            let other = |seen: &Service| seen.metadata.uid != old.metadata.uid;
+            until(&services, &admin, what, RESTORE_LIMIT, other).await?;
+
+            let budgets = chat.namespace.api::<PodDisruptionBudget>();
+            let old = budgets.get(NAME).await?;
+            budgets.delete(NAME, &DeleteParams::default()).await?;
+            let other = |seen: &PodDisruptionBudget| seen.metadata.uid != old.metadata.uid;
+            until(&budgets, NAME, what, RESTORE_LIMIT, other).await?;
+
+            let change = Patch::Merge(json!({"spec": {"minAvailable": 0}}));
+            budgets
+                .patch(NAME, &PatchParams::default(), &change)
+                .await?;
+            let restored = |seen: &PodDisruptionBudget| {
+                let wanted = seen
+                    .spec
+                    .as_ref()
+                    .and_then(|spec| spec.min_available.clone());
+                serde_json::to_value(wanted).is_ok_and(|wanted| wanted == json!(2))
+            };
+            until(&budgets, NAME, "to be as before", RESTORE_LIMIT, restored).await?;
+            trial.goes_on().await
+        })
+        .await
+}
+
+async fn pod_uids(chat: &ChatCluster) -> anyhow::Result<Vec<Option<String>>> {
+    let pods = chat.pods().await?;
     Ok(pods.into_iter().map(|pod| pod.metadata.uid).collect())
 }
