@@ -169,6 +169,29 @@ async fn authority(
     }
 }
 
+/// What the operator shows members and how it knows them, as it was made before; none when there
+/// is nothing yet. Makes nothing.
+///
+/// # Errors
+/// [`SecretsError`].
+pub async fn credentials(
+    client: &Client,
+    namespace: &str,
+    cluster: &str,
+) -> Result<Option<Credentials>, SecretsError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = api.get_opt(&names::admin_tls(cluster)).await?;
+    let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+    let all = text(&data, AUTHORITY)
+        .zip(text(&data, CERTIFICATE))
+        .zip(text(&data, KEY));
+    Ok(all.map(|((authority, certificate), key)| Credentials {
+        authority,
+        certificate,
+        key,
+    }))
+}
+
 /// Deletes the operator's authority of a cluster, once nothing of the cluster stays.
 ///
 /// # Errors

@@ -223,6 +223,10 @@ pub struct NodeConfig {
     #[serde(default, skip_serializing_if = "Section::is_empty")]
     #[schemars(schema_with = "section")]
     pub clients: Section,
+    /// Section [disk]: what is kept free.
+    #[serde(default, skip_serializing_if = "Section::is_empty")]
+    #[schemars(schema_with = "section")]
+    pub disk: Section,
     /// Section [logging]: what is logged, and how.
     #[serde(default, skip_serializing_if = "Section::is_empty")]
     #[schemars(schema_with = "section")]
@@ -312,7 +316,8 @@ pub struct PodTemplate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub priority_class_name: Option<String>,
-    /// How long a Pod may take to hand over its leaders and clients and to stop.
+    /// How long a Pod may take to hand over its leaders and clients and to stop; the last third,
+    /// at most 30 s, is for stopping.
     #[serde(default = "termination_default")]
     #[schemars(range(min = 5, max = 3600))]
     pub termination_grace_period_seconds: u32,

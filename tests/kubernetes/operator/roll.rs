@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
-use carillon_e2e::chat::{Kind, Test, image, is, message, reason};
-use k8s_openapi::api::core::v1::Secret;
+use carillon_e2e::chat::{Kind, Test, Trial, image, is, message, reason};
+use carillon_tests::harness::http;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::DeleteParams;
 use serde_json::json;
 
@@ -13,6 +14,12 @@ use serde_json::json;
 const STEP_LIMIT: Duration = Duration::from_secs(180);
 /// How long the first changed member is looked at.
 const SOAK_S: u64 = 8;
+/// Until a node has a certificate that was made anew: a kubelet looks at Secrets once a minute.
+const RELOAD_LIMIT: Duration = Duration::from_secs(180);
+/// Between two looks at what it shows.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// For one of them.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// In which nothing more may happen.
 const QUIET: Duration = Duration::from_secs(15);
 
@@ -84,7 +91,7 @@ async fn an_image_that_does_not_start_stops_after_one_member() -> anyhow::Result
             ensure!(is(&seen, "Ready", "False"), "{}", message(&seen, "Ready"));
             tokio::time::sleep(QUIET).await;
             let pods = chat.pods().await?;
-            let of_it = |pod: &&k8s_openapi::api::core::v1::Pod| {
+            let of_it = |pod: &&Pod| {
                 let spec = pod.spec.as_ref();
                 spec.is_some_and(|spec| {
                     let image = spec.containers[0].image.as_deref();
@@ -150,6 +157,7 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
             trial.goes_on().await?;
             // A certificate that is gone is made anew, and shown without a restart.
             let before = pod_uids(trial).await?;
+            let shown = certificate_ends_at(trial, "chat-0").await?;
             let secrets = chat.namespace.api::<Secret>();
             let old = secrets.get("chat-0-tls").await?;
             secrets
@@ -161,6 +169,11 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
                 .await?;
             let new = secrets.get("chat-0-tls").await?;
             ensure!(new.metadata.uid != old.metadata.uid, "it is the same");
+            let deadline = Instant::now() + RELOAD_LIMIT;
+            while certificate_ends_at(trial, "chat-0").await? == shown {
+                ensure!(Instant::now() < deadline, "chat-0 shows the old one");
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
             trial.goes_on().await?;
             ensure!(pod_uids(trial).await? == before, "Pods were restarted");
             Ok(())
@@ -168,7 +181,19 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
         .await
 }
 
-async fn pod_uids(trial: &carillon_e2e::chat::Trial) -> anyhow::Result<Vec<Option<String>>> {
+/// When the certificate ends that a member uses, as it says.
+async fn certificate_ends_at(trial: &Trial, member: &str) -> anyhow::Result<String> {
+    const METRIC: &str = "carillon_certificate_ends_at_seconds ";
+    let pods = trial.chat.namespace.api::<Pod>();
+    let status = pods.get(member).await?.status;
+    let ip = status.and_then(|status| status.pod_ip);
+    let ip = ip.with_context(|| format!("{member} has no address"))?;
+    let (_, page) = http::get(&format!("{ip}:7600"), "/metrics", ANSWER_LIMIT).await?;
+    let line = page.lines().find(|line| line.starts_with(METRIC));
+    line.map(str::to_owned).context("no metric of certificates")
+}
+
+async fn pod_uids(trial: &Trial) -> anyhow::Result<Vec<Option<String>>> {
     let pods = trial.chat.pods().await?;
     Ok(pods.into_iter().map(|pod| pod.metadata.uid).collect())
 }
