@@ -50,6 +50,12 @@ pub fn validate(cluster: &ImCluster) -> Vec<Broken> {
         "metadata.name",
         "must be at most 40 lower-case letters, digits and '-', and begin with a letter",
     );
+    let given = spec.tls.secret.as_ref();
+    check(
+        given.is_none_or(|secret| secret.name != format!("{name}-ca")),
+        "spec.tls.secret.name",
+        "must not be the name of the ImCluster and -ca: the operator keeps its own there",
+    );
     check(
         (1..=NODES_MAX).contains(&spec.nodes),
         "spec.nodes",

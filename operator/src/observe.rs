@@ -83,9 +83,9 @@ pub fn understand(cluster: &str, namespace: &str, zone_key: &str, objects: &Obje
     }
     for host in &objects.hosts {
         let name = HostName(host.name_any());
-        if let Some(zone) = host.labels().get(zone_key) {
-            seen.zones.insert(name.clone(), zone.clone());
-        }
+        // One without the label is known all the same: nodes start there, in no zone.
+        let zone = host.labels().get(zone_key).cloned().unwrap_or_default();
+        seen.zones.insert(name.clone(), zone);
         seen.hosts.insert(name, host_seen(host));
     }
     seen

@@ -230,7 +230,8 @@ impl<C: Connect> Reconciler<C> {
         }
         let broken = validate(cluster);
         if !deleting && !broken.is_empty() {
-            self.refuse(cluster, &broken).await?;
+            let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
+            self.refuse(cluster, &broken.join("; ")).await?;
             return Ok(IDLE);
         }
         if !deleting {
@@ -241,10 +242,21 @@ impl<C: Connect> Reconciler<C> {
             return Ok(IDLE);
         }
         memory.disturbed |= self.is_disturbed(&(namespace.clone(), name.clone()));
+        if memory.credentials.is_none() {
+            // Another operator led until now: the cluster is looked at before anything is said.
+            memory.credentials = secrets::credentials(&self.client, &namespace, &name).await?;
+        }
         let look = self.look(cluster, objects, &memory).await;
         let target = self.target(cluster, &look);
         let context = context(cluster, &name, &namespace, &target);
-        let files = config::files(&context)?;
+        let files = match files(&context) {
+            Ok(files) => files,
+            Err(error) => {
+                self.refuse(cluster, &format!("spec.config: {error}"))
+                    .await?;
+                return Ok(IDLE);
+            }
+        };
         let desired = resolve::desired(&context, &files, target.refused.clone());
         let mut planned = plan(&desired, &look.observed);
         let result = match deleting || desired.paused {
@@ -254,7 +266,13 @@ impl<C: Connect> Reconciler<C> {
                     .await
             }
         };
+        // An object that is refused, such as a Service with an annotation that somebody does not
+        // like, keeps no member from being healed.
         let result = match result {
+            Err(error @ ReconcileError::Apply(_)) => {
+                self.execute(cluster, &planned, &look, &memory).await?;
+                Err(error)
+            }
             Ok(()) => self.execute(cluster, &planned, &look, &memory).await,
             failed => failed,
         };
@@ -316,12 +334,18 @@ impl<C: Connect> Reconciler<C> {
             .as_ref()
             .map(|seen| seen.cluster_version)
             .or(known);
-        resolve::target(
-            cluster,
-            &self.image_repository,
-            &look.kubernetes.running,
-            version,
-        )
+        // Between the last Pod and the next one, what ran last is what runs.
+        let mut running = look.kubernetes.running.clone();
+        if running.is_empty()
+            && let Some(status) = &cluster.status
+        {
+            let last = status
+                .current_version
+                .clone()
+                .zip(status.current_image.clone());
+            running.extend(last);
+        }
+        resolve::target(cluster, &self.image_repository, &running, version)
     }
 
     /// Looks at the cluster itself, and puts it beside what Kubernetes has.
@@ -434,14 +458,21 @@ impl<C: Connect> Reconciler<C> {
             let secret = secrets::join_token(context, &token);
             self.applier.apply(context.namespace, &secret).await?;
         }
+        let mut refused = None;
         for object in &all {
             match self.applier.apply(context.namespace, object).await {
                 Err(error) if object.kind == objects::POD_MONITOR && error.is_overtaken() => {
                     tracing::info!(%error, "their API is gone");
                     self.discovery.forget().await;
                 }
-                applied => applied?,
+                Err(error) => {
+                    refused.get_or_insert(error);
+                }
+                Ok(()) => {}
             }
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
         }
         for kind in objects::SWEPT {
             if kind == objects::POD_MONITOR && !around.has_pod_monitors {
@@ -518,7 +549,7 @@ impl<C: Connect> Reconciler<C> {
         let (name, namespace) = (cluster.name_any(), cluster.namespace().unwrap_or_default());
         let target = self.target(cluster, look);
         let context = context(cluster, &name, &namespace, &target);
-        let files = config::files(&context)?;
+        let files = files(&context)?;
         let desired = resolve::desired(&context, &files, target.refused.clone());
         Ok((desired, files, target))
     }
@@ -683,18 +714,12 @@ impl<C: Connect> Reconciler<C> {
         Ok(())
     }
 
-    /// A spec from before a rule existed. The API server refuses new ones.
-    async fn refuse(
-        &self,
-        cluster: &ImCluster,
-        broken: &[carillon_crds::validate::Broken],
-    ) -> Result<(), ReconcileError> {
-        let text: Vec<String> = broken.iter().map(ToString::to_string).collect();
-        let text = text.join("; ");
+    /// A spec from before a rule existed, or one with what no rule of the API server can see.
+    async fn refuse(&self, cluster: &ImCluster, broken: &str) -> Result<(), ReconcileError> {
         let before = cluster.status.clone().unwrap_or_default();
-        let status = status::invalid(cluster.meta().generation, &text, &before);
+        let status = status::invalid(cluster.meta().generation, broken, &before);
         if status != before {
-            self.events.warning(cluster, "InvalidSpec", &text).await;
+            self.events.warning(cluster, "InvalidSpec", broken).await;
         }
         self.patch_status(cluster, &before, &status).await
     }
@@ -732,6 +757,14 @@ impl<C: Connect> Reconciler<C> {
             .patch_status(&cluster.name_any(), &params, &Patch::Apply(&body))
             .await?;
         Ok(())
+    }
+}
+
+/// A cluster that is being deleted starts no node: whatever its settings are, it can go.
+fn files(context: &Context<'_>) -> Result<NodeFiles, toml::ser::Error> {
+    match context.cluster.meta().deletion_timestamp {
+        Some(_) => Ok(NodeFiles::none()),
+        None => config::files(context),
     }
 }
 

@@ -14,7 +14,7 @@ use carillon_crds::imcluster::TlsMode;
 use crate::apply::{Applier, ApplyError};
 use crate::authority::{Authorities, Authority, BUNDLE, CERTIFICATE, KEY, text};
 use crate::build::objects::{Object, SECRET};
-use crate::build::{Context, names};
+use crate::build::{CLUSTER_LABEL, Context, names};
 use crate::cluster::Credentials;
 use crate::plan::MemberName;
 use crate::rotation::{self, Leaf, LeafStep, Mark, Next, Question, Wanted};
@@ -396,6 +396,29 @@ fn hosts(context: &Context<'_>, member: &MemberName) -> Vec<String> {
     all
 }
 
+/// What the operator shows members and how it knows them, as it was made before; none when there
+/// is nothing yet. Makes nothing.
+///
+/// # Errors
+/// [`SecretsError`].
+pub async fn credentials(
+    client: &Client,
+    namespace: &str,
+    cluster: &str,
+) -> Result<Option<Credentials>, SecretsError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secret = api.get_opt(&names::admin_tls(cluster)).await?;
+    let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+    let all = text(&data, BUNDLE)
+        .zip(text(&data, CERTIFICATE))
+        .zip(text(&data, KEY));
+    Ok(all.map(|((authority, certificate), key)| Credentials {
+        authority,
+        certificate,
+        key,
+    }))
+}
+
 /// Deletes the operator's authority of a cluster, once nothing of the cluster stays.
 ///
 /// # Errors
@@ -403,6 +426,15 @@ fn hosts(context: &Context<'_>, member: &MemberName) -> Vec<String> {
 pub async fn forget_authority(client: &Client, context: &Context<'_>) -> Result<(), SecretsError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), context.namespace);
     let name = names::authority(context.name);
+    let found = api.get_opt(&name).await?;
+    // Without the label it is somebody else's.
+    let ours = |secret: &Secret| {
+        let label = secret.labels().get(CLUSTER_LABEL);
+        label.is_some_and(|label| label == context.name)
+    };
+    if !found.is_some_and(|secret| ours(&secret)) {
+        return Ok(());
+    }
     match api.delete(&name, &DeleteParams::default()).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),

@@ -42,8 +42,7 @@ pub fn status(facts: &Facts<'_>, before: &ImClusterStatus) -> ImClusterStatus {
     let oldest = facts
         .running
         .iter()
-        .map(|(version, _)| version)
-        .min_by_key(|version| crate::plan::versions::Release::parse(version));
+        .min_by_key(|(version, _)| crate::plan::versions::Release::parse(version));
     ImClusterStatus {
         observed_generation: facts.generation,
         selector: format!("{CLUSTER_LABEL}={}", facts.name),
@@ -54,7 +53,12 @@ pub fn status(facts: &Facts<'_>, before: &ImClusterStatus) -> ImClusterStatus {
             .filter(|member| member.pod.is_some() && !member.outdated(facts.desired))
             .count() as u32,
         cluster_id: facts.observed.cluster_made.clone(),
-        current_version: oldest.cloned(),
+        current_version: oldest
+            .map(|(version, _)| version.clone())
+            .or_else(|| before.current_version.clone()),
+        current_image: oldest
+            .map(|(_, image)| image.clone())
+            .or_else(|| before.current_image.clone()),
         target_version: Some(facts.target.version.clone()),
         cluster_version: facts
             .cluster

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use carillon_crds::ImCluster;
 use carillon_operator::build::config::{self, NodeFiles};
 use carillon_operator::build::objects::{self, Kind, Object, Surroundings};
 use carillon_operator::build::{Context, pod};
+use carillon_operator::observe::{self, Objects};
 use carillon_operator::plan::{HostName, MemberName, NodeId, Start};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -289,6 +291,54 @@ fn the_configuration_names_founders_for_founders_only() {
     }
 }
 
+#[test]
+fn a_setting_that_is_null_is_not_set() {
+    let cluster = cluster(|object| {
+        object["spec"]["config"]["raft"] = json!({"heartbeat": null});
+        object["spec"]["config"]["clients"] = json!({"nested": {"a": null, "b": [1, null]}});
+    });
+    let files = files(&context(&cluster));
+    let join: toml::Table = files.join.parse().expect("it is TOML");
+    assert!(join.get("raft").is_none());
+    let nested = &join["clients"]["nested"];
+    assert!(nested.get("a").is_none());
+    assert_eq!(nested["b"].as_array().map(Vec::len), Some(1));
+}
+
+/// Members that are to leave have replicas as long as they are there.
+#[test]
+fn a_budget_counts_the_members_that_there_are() {
+    let budget = |nodes: u32| {
+        let cluster = cluster(|object| object["spec"]["nodes"] = json!(nodes));
+        let all = all(&cluster);
+        let budget = all
+            .iter()
+            .find(|one| one.kind == objects::DISRUPTION_BUDGET);
+        budget.map(|budget| budget.body["spec"]["minAvailable"].clone())
+    };
+    // There are three members.
+    assert_eq!(budget(5), Some(json!(4)));
+    assert_eq!(budget(3), Some(json!(2)));
+    assert_eq!(budget(1), Some(json!(2)));
+}
+
+#[test]
+fn a_drain_and_a_stop_fit_into_the_time_that_a_pod_has() {
+    for (grace_s, drain, stop) in [(90, "60s", "30s"), (30, "20s", "10s"), (600, "570s", "30s")] {
+        let cluster = cluster(|object| {
+            object["spec"]["podTemplate"]["terminationGracePeriodSeconds"] = json!(grace_s);
+        });
+        let context = context(&cluster);
+        let files = files(&context);
+        let member = MemberName::new("chat", 1);
+        let pod = pod::pod(&context, &files, &member, &Start::Join);
+        let command = &pod.body["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
+        assert_eq!(command[5], json!(drain));
+        let join: toml::Table = files.join.parse().expect("it is TOML");
+        assert_eq!(join["shutdown_timeout"].as_str(), Some(stop));
+    }
+}
+
 /// `CARILLON_NODE_BIN`, or the node that was built beside this test.
 fn node_binary() -> PathBuf {
     if let Some(path) = std::env::var_os("CARILLON_NODE_BIN") {
@@ -306,7 +356,7 @@ fn a_node_takes_its_configuration() {
     let folder = tempfile::tempdir().expect("a folder");
     let etc = folder.path().display().to_string();
     std::fs::create_dir(folder.path().join("zones")).expect("made");
-    std::fs::write(folder.path().join("zones/zones"), "host-1 a\n").expect("written");
+    std::fs::write(folder.path().join("zones/zones"), "host-0 \nhost-1 a\n").expect("written");
     let check = |text: &str, env: (&str, &str)| {
         let file = folder.path().join("node.toml");
         std::fs::write(&file, text.replace("/etc/carillon", &etc)).expect("written");
@@ -327,6 +377,8 @@ fn a_node_takes_its_configuration() {
     for (text, env) in [
         (&files.found, ("CARILLON_NODE__NODE_ID", "1")),
         (&files.join, ("CARILLON_NODE__JOIN__TOKEN", "secret")),
+        // It is on a machine without a zone.
+        (&files.join, ("CARILLON_NODE__PLACEMENT__HOST", "host-0")),
     ] {
         let (taken, said) = check(text, env);
         assert!(taken, "{said}\n{text}");
@@ -334,6 +386,29 @@ fn a_node_takes_its_configuration() {
     let odd = files.found.replace("[tls]", "[tls]\nnobody_knows = 1");
     let (taken, said) = check(&odd, ("CARILLON_NODE__NODE_ID", "1"));
     assert!(!taken && said.contains("nobody_knows"), "{said}");
+}
+
+/// kind, k3s and machines of one's own have no zones.
+#[test]
+fn a_machine_without_a_zone_is_known_all_the_same() {
+    let host = |name: &str, labels: Value| {
+        let host = json!({"metadata": {"name": name, "labels": labels}});
+        Arc::new(serde_json::from_value(host).expect("a Node"))
+    };
+    let objects = Objects {
+        hosts: vec![
+            host("host-0", json!({})),
+            host("host-1", json!({"zone": "a"})),
+        ],
+        ..Objects::default()
+    };
+    let seen = observe::understand("chat", "prod", "zone", &objects);
+    let zone = |name: &str| {
+        seen.zones
+            .get(&HostName(name.to_owned()))
+            .map(String::as_str)
+    };
+    assert_eq!((zone("host-0"), zone("host-1")), (Some(""), Some("a")));
 }
 
 #[test]

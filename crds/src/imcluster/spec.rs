@@ -41,6 +41,7 @@ use crate::validate::{NAME_BYTES_MAX, NODES_MAX};
     printcolumn(name = "Moving", type_ = "integer", json_path = ".status.shards.moving", priority = 1, description = "Replicas on their way."),
     printcolumn(name = "Operation", type_ = "string", json_path = ".status.operation.summary", priority = 1, description = "What is being done."),
     validation = Rule::new(format!("size(self.metadata.name) <= {NAME_BYTES_MAX} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")).message("metadata.name must be at most 40 lower-case letters, digits and '-', and begin with a letter: Services are named after it"),
+    validation = Rule::new("!has(self.spec.tls) || !has(self.spec.tls.secret) || self.spec.tls.secret.name != self.metadata.name + '-ca'").message("spec.tls.secret.name must not be the name of the ImCluster and -ca: the operator keeps its own there"),
     validation = Rule::new("!has(self.spec.scaleIn) || self.spec.scaleIn.candidates.all(name, name.startsWith(self.metadata.name + '-'))").message("spec.scaleIn.candidates must be names of members: the name of the ImCluster, '-' and a number")
 )]
 #[x_kube(
@@ -223,6 +224,10 @@ pub struct NodeConfig {
     #[serde(default, skip_serializing_if = "Section::is_empty")]
     #[schemars(schema_with = "section")]
     pub clients: Section,
+    /// Section [disk]: what is kept free.
+    #[serde(default, skip_serializing_if = "Section::is_empty")]
+    #[schemars(schema_with = "section")]
+    pub disk: Section,
     /// Section [logging]: what is logged, and how.
     #[serde(default, skip_serializing_if = "Section::is_empty")]
     #[schemars(schema_with = "section")]
@@ -312,7 +317,8 @@ pub struct PodTemplate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub priority_class_name: Option<String>,
-    /// How long a Pod may take to hand over its leaders and clients and to stop.
+    /// How long a Pod may take to hand over its leaders and clients and to stop; the last third,
+    /// at most 30 s, is for stopping.
     #[serde(default = "termination_default")]
     #[schemars(range(min = 5, max = 3600))]
     pub termination_grace_period_seconds: u32,

@@ -27,9 +27,12 @@ pub struct ImClusterStatus {
     /// The id that the cluster was made with. Once it is here, no second cluster is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,
-    /// The release that all nodes run; while they differ, the oldest.
+    /// The release that all nodes run; while they differ, the oldest; while none runs, the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
+    /// The image of that release, as the nodes run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_image: Option<String>,
     /// The release that the nodes are brought to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_version: Option<String>,

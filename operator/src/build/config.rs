@@ -30,7 +30,17 @@ impl NodeFiles {
     }
 }
 
-/// An error is a value of `spec.config` that TOML cannot express.
+impl NodeFiles {
+    /// For a cluster of which no node starts any more.
+    pub fn none() -> NodeFiles {
+        NodeFiles {
+            found: String::new(),
+            join: String::new(),
+        }
+    }
+}
+
+/// An error is a value of `spec.config` that TOML cannot express, such as a number of 65 bits.
 pub fn files(context: &Context<'_>) -> Result<NodeFiles, toml::ser::Error> {
     let common = common(context);
     let mut found = common.clone();
@@ -76,6 +86,8 @@ fn common(context: &Context<'_>) -> Map<String, Value> {
         json!(names::cluster(context.namespace, context.name)),
     );
     set("data_dir", json!(DATA_DIR));
+    let stop_s = super::pod::stop_s(spec);
+    set("shutdown_timeout", json!(format!("{stop_s}s")));
     set(
         "listen",
         json!({
@@ -150,12 +162,34 @@ fn sections(config: &NodeConfig) -> Map<String, Value> {
         ("log", &config.log),
         ("store", &config.store),
         ("clients", &config.clients),
+        ("disk", &config.disk),
         ("logging", &logging),
     ];
     for (name, section) in named {
+        // null is how a merge patch takes a setting out; it is the same here.
+        let section = without_nulls(section);
         if !section.is_empty() {
-            all.insert(name.to_owned(), json!(section));
+            all.insert(name.to_owned(), Value::Object(section));
         }
     }
     all
+}
+
+fn without_nulls<'a>(
+    table: impl IntoIterator<Item = (&'a String, &'a Value)>,
+) -> Map<String, Value> {
+    let set = table.into_iter().filter(|(_, value)| !value.is_null());
+    set.map(|(name, value)| (name.clone(), clean(value)))
+        .collect()
+}
+
+fn clean(value: &Value) -> Value {
+    match value {
+        Value::Object(table) => Value::Object(without_nulls(table)),
+        Value::Array(all) => {
+            let set = all.iter().filter(|one| !one.is_null());
+            Value::Array(set.map(clean).collect())
+        }
+        other => other.clone(),
+    }
 }

@@ -100,7 +100,7 @@ impl Object {
 pub struct Surroundings<'a> {
     /// Members that there are or are about to be.
     pub members: &'a [MemberName],
-    /// Zones of Kubernetes nodes.
+    /// Zones of all Kubernetes nodes; empty for none.
     pub zones: &'a BTreeMap<HostName, String>,
     pub files: &'a NodeFiles,
     /// Hashes of the configurations that Pods still use.
@@ -134,7 +134,7 @@ pub fn all(context: &Context<'_>, around: &Surroundings<'_>) -> Vec<Object> {
             .iter()
             .map(|member| member_service(context, member)),
     );
-    all.extend(policies::disruption_budget(context));
+    all.extend(policies::disruption_budget(context, around.members.len()));
     all.extend(policies::network_policy(context));
     if around.has_pod_monitors {
         all.extend(policies::pod_monitor(context));
@@ -210,7 +210,7 @@ fn port(name: &str, number: u16) -> Value {
     json!({"name": name, "port": number, "targetPort": name, "protocol": "TCP"})
 }
 
-/// The zone of each Kubernetes node, one a line; a node of the cluster finds its own there,
+/// The zone of each Kubernetes node, one a line, empty for none; a node of the cluster finds its own there,
 /// wherever its Pod was placed.
 fn zones(context: &Context<'_>, zones: &BTreeMap<HostName, String>) -> Object {
     let name = names::zones(context.name);

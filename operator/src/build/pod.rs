@@ -1,6 +1,6 @@
 //! A member's Pod and its volume claim.
 
-use carillon_crds::imcluster::Spread;
+use carillon_crds::imcluster::{ImClusterSpec, Spread};
 use carillon_crds::quantity;
 use serde_json::{Value, json};
 
@@ -21,8 +21,18 @@ const USER: u32 = 10_001;
 /// Probes that may fail until a node that starts is killed, ten seconds apart: replaying a long
 /// log takes its time.
 const STARTUP_FAILURES_MAX: u32 = 180;
+/// What of the time of a Pod's end is for stopping, after the drain: a part in so many,
+const STOP_PARTS: u32 = 3;
+/// at most so many seconds.
+const STOP_S_MAX: u32 = 30;
 /// Seconds that a Pod stays on a Kubernetes node that does not answer.
 const TOLERATION_S: u32 = 30;
+
+/// How long a node may take to stop once it is drained, seconds.
+pub fn stop_s(spec: &ImClusterSpec) -> u32 {
+    let grace_s = spec.pod_template.termination_grace_period_seconds;
+    (grace_s / STOP_PARTS).min(STOP_S_MAX)
+}
 
 /// What a restart is needed for: two Pods of one revision differ only in whose they are, and in
 /// how they start with an empty volume.
@@ -114,6 +124,8 @@ fn spread(context: &Context<'_>) -> Value {
             "topologyKey": key,
             "whenUnsatisfiable": otherwise,
             "labelSelector": {"matchLabels": context.selector()},
+            // A machine or a zone on which no member may be counts for nothing.
+            "nodeTaintsPolicy": "Honor",
         })
     };
     json!([over(&topology.zone_key), over("kubernetes.io/hostname")])
@@ -126,6 +138,7 @@ fn container(context: &Context<'_>, member: &MemberName, start: &Start) -> Value
         Start::Join => JOIN_FILE,
     };
     let config = format!("{CONFIG_DIR}/{file}");
+    let drain_s = spec.pod_template.termination_grace_period_seconds - stop_s(spec);
     let get = |path: &str| json!({"path": path, "port": "http"});
     let port = |name: &str, number: u16| json!({"name": name, "containerPort": number});
     json!({
@@ -159,7 +172,9 @@ fn container(context: &Context<'_>, member: &MemberName, start: &Start) -> Value
             "failureThreshold": 2,
         },
         // Whoever stops the Pod, kubectl drain among them: leaders and clients leave first.
-        "lifecycle": {"preStop": {"exec": {"command": [PROGRAM, "drain", "--config", config]}}},
+        "lifecycle": {"preStop": {"exec": {"command": [
+            PROGRAM, "drain", "--config", config, "--timeout", format!("{drain_s}s"),
+        ]}}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": false,

@@ -8,16 +8,17 @@ use super::{ADMIN_PORT, CLIENT_PORT, Context, HTTP_PORT, PEER_PORT};
 /// How often metrics are scraped.
 const SCRAPE_INTERVAL: &str = "15s";
 
-/// One member may be evicted at a time. None where there are no second replicas: evictions would
-/// wait for ever.
-pub fn disruption_budget(context: &Context<'_>) -> Option<Object> {
+/// One member may be evicted at a time, of `members` that there are; those that are to leave have
+/// replicas until they are gone. None where there are no second replicas: evictions would wait for
+/// ever.
+pub fn disruption_budget(context: &Context<'_>, members: usize) -> Option<Object> {
     let spec = &context.cluster.spec;
     if spec.replication_factor == 1 {
         return None;
     }
     // A number, not maxUnavailable: the members belong to no controller that Kubernetes knows.
     let budget = json!({
-        "minAvailable": spec.nodes.saturating_sub(1),
+        "minAvailable": members.max(spec.nodes as usize).saturating_sub(1),
         "selector": {"matchLabels": context.selector()},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     });

@@ -15,6 +15,8 @@ use crate::build::{ADMIN_PORT, FIELD_MANAGER};
 use crate::plan::{MemberName, NodeId, Standing};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one is waited for before the next one is tried too.
+const TURN: Duration = Duration::from_millis(300);
 const CALL_TIMEOUT: Duration = Duration::from_secs(8);
 /// Of a handshake and one call that each member answers by itself.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
@@ -28,20 +30,26 @@ pub struct GrpcAdmin {
 impl Connect for Grpc {
     type Admin = GrpcAdmin;
 
-    /// The first member that knows of its cluster is the one that is asked.
+    /// The first member that knows of its cluster is the one that is asked. The next one is tried
+    /// when one does not answer at once: a cluster may have many that are away.
     async fn connect(
         &self,
         endpoints: &[Endpoint],
         credentials: &Credentials,
     ) -> Result<GrpcAdmin, AdminError> {
-        let mut last = "there is no member yet".to_owned();
-        for endpoint in endpoints {
-            match reach(endpoint, credentials).await {
-                Ok(admin) => return Ok(admin),
-                Err(reason) => last = format!("{}: {reason}", endpoint.host),
-            }
+        if endpoints.is_empty() {
+            return Err(AdminError::Unreachable("there is no member yet".to_owned()));
         }
-        Err(AdminError::Unreachable(last))
+        let turns = (0u32..).zip(endpoints).map(|(turn, endpoint)| {
+            Box::pin(async move {
+                tokio::time::sleep(TURN * turn).await;
+                let reached = reach(endpoint, credentials).await;
+                reached.map_err(|reason| format!("{}: {reason}", endpoint.host))
+            })
+        });
+        let first = futures_util::future::select_ok(turns).await;
+        let (admin, _) = first.map_err(AdminError::Unreachable)?;
+        Ok(admin)
     }
 
     /// A call that is answered has gone through a whole handshake: with TLS 1.3 a client does not

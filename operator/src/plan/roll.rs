@@ -251,8 +251,9 @@ fn soaking(
             .ready_since_s
             .map_or(0, |since| observed.now_s.saturating_sub(since));
         if ready_s < desired.roll.min_ready_s {
-            let left_s = desired.roll.min_ready_s - ready_s;
-            let reason = format!("{} must be ready for {left_s} s more", member.name);
+            // A number that changes with each look would be written with each look.
+            let min_ready_s = desired.roll.min_ready_s;
+            let reason = format!("{} must have been ready for {min_ready_s} s", member.name);
             return Some((WaitKind::Soaking, reason));
         }
         soaked = soaked.max(Some((pod.restarts == 0, ready_s)));
@@ -266,10 +267,7 @@ fn soaking(
         )),
         (true, ready_s) if ready_s < soak_s => Some((
             WaitKind::Soaking,
-            format!(
-                "the first changed member is looked at for {} s more",
-                soak_s - ready_s
-            ),
+            format!("the first changed member is looked at until it has been ready for {soak_s} s"),
         )),
         (true, _) => None,
     }

@@ -6,6 +6,8 @@ use anyhow::{Context as _, ensure};
 use carillon_crds::ImCluster;
 use carillon_e2e::chat::{Kind, Test, Trial, is_ready};
 use carillon_e2e::{Fault, until, until_any};
+use futures_util::future::try_join_all;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::Api;
 use kube::api::{DeleteParams, EvictParams, Patch, PatchParams};
@@ -13,6 +15,8 @@ use serde_json::json;
 
 /// A member is started anew, catches up and serves.
 const HEAL_LIMIT: Duration = Duration::from_secs(120);
+/// By which operators agree on who works.
+const LEASE: &str = "carillon-operator";
 /// A replacement is made, filled and used: after 30 s and a dead host's notice.
 const REPLACE_LIMIT: Duration = Duration::from_secs(240);
 
@@ -39,9 +43,15 @@ async fn a_killed_pod_and_a_killed_kubelet() -> anyhow::Result<()> {
                 return Ok(());
             };
             bed.node(3, Fault::KubeletOff).await?;
-            let gone_on = trial.goes_on().await;
+            let noticed = async {
+                let nodes = Api::<Node>::all(trial.cluster.client.clone());
+                let away = |node: &Node| !is_up(node);
+                until(&nodes, "node3", "to be away", HEAL_LIMIT, away).await?;
+                trial.goes_on().await
+            };
+            let noticed = noticed.await;
             bed.node(3, Fault::KubeletOn).await?;
-            gone_on?;
+            noticed?;
             healed(trial).await
         })
         .await
@@ -134,36 +144,43 @@ async fn hosts(trial: &Trial) -> anyhow::Result<Vec<(String, String)>> {
     pods.collect()
 }
 
-/// Asks for all evictions again and again, as `kubectl drain` does, until all are gone.
+/// Asks for all evictions at once, each again and again, as two `kubectl drain` do, until all are
+/// gone. The budget has to refuse one while the other one is away.
 async fn evicted(trial: &Trial, victims: &[&(String, String)]) -> anyhow::Result<()> {
-    const BETWEEN: Duration = Duration::from_secs(1);
     const EVICT_LIMIT: Duration = Duration::from_secs(240);
-    let pods = trial.chat.namespace.api::<Pod>();
-    let all = async {
-        for (pod, host) in victims {
-            loop {
-                let evicted = pods.evict(pod, &EvictParams::default()).await;
-                match evicted {
-                    Ok(_) => break,
-                    // The budget allows none more now.
-                    Err(kube::Error::Api(refused)) if refused.code == 429 => {
-                        tokio::time::sleep(BETWEEN).await;
-                    }
-                    Err(kube::Error::Api(refused)) if refused.code == 404 => break,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            let away = |seen: Option<&Pod>| {
-                let spec = seen.and_then(|pod| pod.spec.as_ref());
-                spec.is_none_or(|spec| spec.node_name.as_ref() != Some(host))
-            };
-            until_any(&pods, pod, "to be elsewhere", EVICT_LIMIT, away).await?;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(EVICT_LIMIT, all)
+    let all = victims.iter().map(|(pod, host)| evict(trial, pod, host));
+    let refusals = tokio::time::timeout(EVICT_LIMIT, try_join_all(all))
         .await
-        .context("the drain does not end")?
+        .context("the drain does not end")??;
+    ensure!(
+        refusals.iter().any(|refusals| *refusals > 0),
+        "all were evicted at the same time"
+    );
+    Ok(())
+}
+
+/// Evicts a Pod from a host, and waits until it is away; how often the budget said no.
+async fn evict(trial: &Trial, pod: &str, host: &str) -> anyhow::Result<u32> {
+    const BETWEEN: Duration = Duration::from_secs(1);
+    let pods = trial.chat.namespace.api::<Pod>();
+    let mut refusals = 0;
+    loop {
+        match pods.evict(pod, &EvictParams::default()).await {
+            Ok(_) => break,
+            Err(kube::Error::Api(refused)) if refused.code == 429 => {
+                refusals += 1;
+                tokio::time::sleep(BETWEEN).await;
+            }
+            Err(kube::Error::Api(refused)) if refused.code == 404 => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let away = |seen: Option<&Pod>| {
+        let spec = seen.and_then(|pod| pod.spec.as_ref());
+        spec.is_none_or(|spec| spec.node_name.as_deref() != Some(host))
+    };
+    until_any(&pods, pod, "to be elsewhere", REPLACE_LIMIT, away).await?;
+    Ok(refusals)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +210,8 @@ async fn a_machine_that_is_lost_for_good_is_replaced() -> anyhow::Result<()> {
         .await
 }
 
-/// The operator and the API server are away, and come back.
+/// The operator and the API server are away, and come back. Meanwhile a machine dies: the others
+/// elect and go on by themselves.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn the_api_server_is_away_for_a_minute() -> anyhow::Result<()> {
@@ -207,13 +225,16 @@ async fn the_api_server_is_away_for_a_minute() -> anyhow::Result<()> {
                 return Ok(());
             };
             bed.api_server(false).await?;
+            let hurt = bed.node(3, Fault::PowerOff).await;
             let goes_on = tokio::time::timeout(AWAY, async {
                 loop {
                     trial.goes_on().await?;
                 }
             });
             let outcome: Result<anyhow::Result<()>, _> = goes_on.await;
+            bed.node(3, Fault::PowerOn).await?;
             bed.api_server(true).await?;
+            hurt?;
             ensure!(outcome.is_err(), "people could not chat: {outcome:?}");
             healed(trial).await?;
             let changed = json!({"podTemplate": {"annotations": {"after": "that"}}});
@@ -249,20 +270,29 @@ async fn the_operator_is_killed_while_it_works() -> anyhow::Result<()> {
         .await
 }
 
-/// Kills all that run, at random times.
+/// Kills all that run, at random times after one of them has begun to work.
 async fn kill_operators(trial: &Trial) -> anyhow::Result<std::convert::Infallible> {
     let operators = Api::<Pod>::namespaced(trial.cluster.client.clone(), "carillon-system");
     let of_it = kube::api::ListParams::default().labels("app.kubernetes.io/name=carillon-operator");
+    let leases = Api::<Lease>::namespaced(trial.cluster.client.clone(), "carillon-system");
+    let mut last = holder(&leases.get(LEASE).await?);
     loop {
-        // The next one leads after 15 s at most, and has some time to work.
-        let wait_ms = 18_000 + u64::from(rand::random::<u16>()) % 20_000;
+        let wait_ms = 3_000 + u64::from(rand::random::<u16>()) % 17_000;
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         let at_once = DeleteParams::default().grace_period(0);
         for pod in operators.list(&of_it).await? {
             let name = pod.metadata.name.unwrap_or_default();
             let _ = operators.delete(&name, &at_once).await;
         }
+        let another = |lease: &Lease| holder(lease).is_some() && holder(lease) != last;
+        let lease = until(&leases, LEASE, "to be another's", HEAL_LIMIT, another).await?;
+        last = holder(&lease);
     }
+}
+
+fn holder(lease: &Lease) -> Option<String> {
+    let spec = lease.spec.as_ref()?;
+    spec.holder_identity.clone()
 }
 
 /// A zone is closed: nothing is lost, and its member comes back when it is opened.

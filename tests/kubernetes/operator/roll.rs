@@ -8,7 +8,8 @@ use carillon_e2e::chat::{
     ChatCluster, Kind, NAME, Test, beside_others, image, is, is_ready, message, reason,
 };
 use carillon_e2e::{Cluster, until};
-use k8s_openapi::api::core::v1::{Secret, Service};
+use carillon_tests::harness::http;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
@@ -23,6 +24,12 @@ const RESTORE_LIMIT: Duration = Duration::from_secs(30);
 const ROTATION_LIMIT: Duration = Duration::from_secs(420);
 const SOME_MESSAGES: u64 = 150;
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
+/// Until a node has a certificate that was made anew: a kubelet looks at Secrets once a minute.
+const RELOAD_LIMIT: Duration = Duration::from_secs(180);
+/// Between two looks at what it shows.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// For one of them.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// In which nothing more may happen.
 const QUIET: Duration = Duration::from_secs(15);
 
@@ -94,7 +101,7 @@ async fn an_image_that_does_not_start_stops_after_one_member() -> anyhow::Result
             ensure!(is(&seen, "Ready", "False"), "{}", message(&seen, "Ready"));
             tokio::time::sleep(QUIET).await;
             let pods = chat.pods().await?;
-            let of_it = |pod: &&k8s_openapi::api::core::v1::Pod| {
+            let of_it = |pod: &&Pod| {
                 let spec = pod.spec.as_ref();
                 spec.is_some_and(|spec| {
                     let image = spec.containers[0].image.as_deref();
@@ -160,6 +167,7 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
             trial.goes_on().await?;
             // A certificate that is gone is made anew, and shown without a restart.
             let before = pod_uids(chat).await?;
+            let shown = certificate_ends_at(chat, "chat-0").await?;
             let secrets = chat.namespace.api::<Secret>();
             let old = secrets.get("chat-0-tls").await?;
             secrets
@@ -168,6 +176,11 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
             let other = |seen: &Secret| seen.metadata.uid != old.metadata.uid;
             let what = "to be made anew";
             until(&secrets, "chat-0-tls", what, RESTORE_LIMIT, other).await?;
+            let deadline = Instant::now() + RELOAD_LIMIT;
+            while certificate_ends_at(chat, "chat-0").await? == shown {
+                ensure!(Instant::now() < deadline, "chat-0 shows the old one");
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
             trial.goes_on().await?;
             ensure!(pod_uids(chat).await? == before, "Pods were restarted");
             Ok(())
@@ -263,6 +276,18 @@ async fn what_others_delete_or_change_comes_back() -> anyhow::Result<()> {
             trial.goes_on().await
         })
         .await
+}
+
+/// When the certificate ends that a member uses, as it says.
+async fn certificate_ends_at(chat: &ChatCluster, member: &str) -> anyhow::Result<String> {
+    const METRIC: &str = "carillon_certificate_ends_at_seconds ";
+    let pods = chat.namespace.api::<Pod>();
+    let status = pods.get(member).await?.status;
+    let ip = status.and_then(|status| status.pod_ip);
+    let ip = ip.with_context(|| format!("{member} has no address"))?;
+    let (_, page) = http::get(&format!("{ip}:7600"), "/metrics", ANSWER_LIMIT).await?;
+    let line = page.lines().find(|line| line.starts_with(METRIC));
+    line.map(str::to_owned).context("no metric of certificates")
 }
 
 async fn pod_uids(chat: &ChatCluster) -> anyhow::Result<Vec<Option<String>>> {

@@ -7,7 +7,7 @@
 mod admin;
 mod config;
 mod disk;
-mod http;
+pub mod http;
 mod network;
 mod os;
 mod process;
