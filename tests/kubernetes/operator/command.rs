@@ -511,6 +511,9 @@ async fn secrets(trial: &Trial) -> anyhow::Result<Vec<(String, String)>> {
     let keys = all
         .iter()
         .filter(|(whose, _)| whose.starts_with("tls.key of"));
-    ensure!(keys.count() > 3, "the members' keys are not among the secrets");
+    ensure!(
+        keys.count() > 3,
+        "the members' keys are not among the secrets"
+    );
     Ok(all)
 }

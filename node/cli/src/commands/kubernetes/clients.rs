@@ -102,10 +102,9 @@ pub(super) async fn port_forward(
 
 /// What is worth a line when a connection was led, or could not be.
 fn news(before: &State, now: &State) -> Option<String> {
-    if now.trouble != before.trouble
-        && let Some(trouble) = &now.trouble
-    {
-        return Some(format!("a connection could not be led on: {trouble}"));
+    if let Some(trouble) = &now.trouble {
+        let new = now.trouble != before.trouble;
+        return new.then(|| format!("a connection could not be led on: {trouble}"));
     }
     let through = now.through.as_ref()?;
     (now.through != before.through || before.trouble.is_some())

@@ -38,8 +38,9 @@ impl Tail {
         if self.left_out == 0 {
             return text.into_owned();
         }
-        let (torn, whole) = text.split_once('\n').unwrap_or((&text, ""));
-        let left_out = self.left_out + torn.len() as u64;
+        let (_, whole) = text.split_once('\n').unwrap_or((&text, ""));
+        // The end of the torn line goes with it.
+        let left_out = self.left_out + (text.len() - whole.len()) as u64;
         format!("({left_out} bytes before this are left out)\n{whole}")
     }
 }
