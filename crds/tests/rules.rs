@@ -91,6 +91,13 @@ fn each_rule_is_refused_with_its_message_by_both() {
         (
             vec![(
                 "spec/tls",
+                json!({"mode": "Secret", "secret": {"name": "chat-ca"}}),
+            )],
+            "spec.tls.secret.name must not be",
+        ),
+        (
+            vec![(
+                "spec/tls",
                 json!({"mode": "Operator", "secret": {"name": "ca"}}),
             )],
             "spec.tls.secret must be set",

@@ -111,12 +111,27 @@ pub struct Cluster {
         env = "CARILLON_TOKEN_FILE"
     )]
     pub token_file: Option<PathBuf>,
+    /// Found for this call, instead of what the options say.
+    #[arg(skip)]
+    found: Option<Credentials>,
 }
 
 /// What stands for the authorities that the system trusts.
 const SYSTEM_AUTHORITIES: &str = "system";
 
 impl Cluster {
+    /// One that was found: where it is, how to be sure of it, and who calls.
+    pub fn found(endpoint: String, credentials: Credentials) -> Self {
+        Self {
+            endpoints: vec![endpoint],
+            ca: None,
+            certificate: None,
+            key: None,
+            token_file: None,
+            found: Some(credentials),
+        }
+    }
+
     /// Whether anything but a cluster in development mode is meant.
     pub fn is_secured(&self) -> bool {
         self.ca.is_some() || self.certificate.is_some() || self.token_file.is_some()
@@ -124,11 +139,22 @@ impl Cluster {
 
     /// How to be sure of the cluster, and who calls.
     pub fn credentials(&self) -> anyhow::Result<Credentials> {
+        self.trusting(None)
+    }
+
+    /// The same. This authority (PEM) is trusted when no option says whom to trust.
+    pub fn trusting(&self, authority: Option<String>) -> anyhow::Result<Credentials> {
+        if let Some(found) = &self.found {
+            return Ok(found.clone());
+        }
         let read = |path: &Path| {
             std::fs::read_to_string(path)
                 .with_context(|| format!("could not read {}", path.display()))
         };
-        let mut credentials = Credentials::default();
+        let mut credentials = match authority {
+            Some(pem) => Credentials::default().authority(pem),
+            None => Credentials::default(),
+        };
         if let Some(ca) = &self.ca {
             credentials = if ca.as_os_str() == SYSTEM_AUTHORITIES {
                 credentials.system_authorities()
@@ -182,7 +208,7 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct Actor {
     /// The user who acts.
-    #[arg(long = "as", value_name = "USER")]
+    #[arg(long = "as", visible_alias = "user", value_name = "USER")]
     pub user: String,
 }
 

@@ -22,6 +22,18 @@ pub fn advised(message: impl Into<String>, advice: impl Into<String>) -> anyhow:
     })
 }
 
+/// The same for an error that has a cause.
+pub fn because(
+    cause: impl Into<anyhow::Error>,
+    message: impl Into<String>,
+    advice: impl Into<String>,
+) -> anyhow::Error {
+    cause.into().context(Advised {
+        message: message.into(),
+        advice: advice.into(),
+    })
+}
+
 /// Writes the failure to stderr.
 pub fn explain(error: &anyhow::Error, output: Output) {
     let mut causes: Vec<String> = Vec::new();
@@ -101,4 +113,19 @@ fn advice_on(error: &anyhow::Error) -> Option<String> {
         _ => return None,
     };
     Some(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_is_found_whatever_the_cause() {
+        let own = advised("it is away", "bring it back");
+        assert_eq!(advice_on(&own).as_deref(), Some("bring it back"));
+        let cause = io::Error::other("no route");
+        let caused = because(cause, "it is away", "bring it back").context("all failed");
+        assert_eq!(advice_on(&caused).as_deref(), Some("bring it back"));
+        assert!(caused.downcast_ref::<io::Error>().is_some());
+    }
 }

@@ -121,6 +121,11 @@ pub fn message(seen: &ImCluster, condition: &str) -> String {
 }
 
 impl ChatCluster {
+    /// The secret of a server that may act for all users.
+    pub fn secret(&self) -> &str {
+        &self.secret
+    }
+
     /// Asks for one; does not wait for it.
     pub async fn create(cluster: &Cluster, prefix: &str, wanted: &Value) -> anyhow::Result<Self> {
         let namespace = cluster.namespace(prefix).await?;

@@ -2,8 +2,9 @@
 
 mod actor;
 mod check;
-mod membership;
+pub(crate) mod membership;
 mod merge;
+pub(crate) mod parts;
 mod policy;
 mod recover;
 pub(crate) mod roll;
@@ -30,11 +31,31 @@ pub(crate) const NOT_DONE: u8 = 3;
 
 #[derive(Debug, Args)]
 pub struct AdminArguments {
-    /// Who asks: recorded with what is changed, and shown by `events`. Default: USER@HOST.
-    #[arg(long = "as", value_name = "NAME", global = true)]
-    name: Option<String>,
+    #[command(flatten)]
+    who: Who,
     #[command(subcommand)]
     command: AdminCommand,
+}
+
+/// Who administers.
+#[derive(Debug, Default, Args)]
+pub struct Who {
+    /// Who asks: recorded with what is changed, and shown by `events`. Default: USER@HOST.
+    #[arg(long = "as", value_name = "NAME", global = true)]
+    caller: Option<String>,
+}
+
+impl Who {
+    /// The calls to a cluster, as them.
+    pub fn client(&self, cluster: &Cluster) -> anyhow::Result<AdminClient> {
+        let name = actor::name(self.caller.as_deref());
+        let credentials = cluster.credentials()?;
+        Ok(AdminClient::with_credentials(
+            &cluster.endpoints,
+            &name,
+            credentials,
+        )?)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,9 +145,8 @@ pub async fn run(
     cluster: &Cluster,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let AdminArguments { name, command } = arguments;
-    let name = actor::name(name.as_deref());
-    let admin = AdminClient::with_credentials(&cluster.endpoints, &name, cluster.credentials()?)?;
+    let AdminArguments { who, command } = arguments;
+    let admin = who.client(cluster)?;
     match command {
         AdminCommand::Status => status::run(&admin, output).await?,
         AdminCommand::Nodes => {
@@ -137,23 +157,33 @@ pub async fn run(
             show_nodes(&nodes, output)?;
         }
         AdminCommand::Shards(arguments) => shards(&admin, &arguments, output).await?,
-        AdminCommand::Transfer(arguments) => transfer(&admin, &arguments, output).await?,
+        AdminCommand::Transfer(TransferArguments { shard, node }) => {
+            transfer(&admin, shard, &node.into(), output).await?;
+        }
         AdminCommand::Split(arguments) => return split::run(&admin, &arguments, output).await,
         AdminCommand::Merge(arguments) => return merge::run(&admin, &arguments, output).await,
         AdminCommand::Drain(arguments) => {
-            return membership::drain(&admin, &arguments, output).await;
+            let whom = arguments.node.into();
+            return membership::drain(&admin, &whom, &arguments.options, output).await;
         }
         AdminCommand::Cordon(arguments) => {
             let standing = proto::Standing::Cordoned;
-            membership::set(&admin, arguments.node, standing, false, output).await?;
+            membership::set(&admin, &arguments.node.into(), standing, false, output).await?;
         }
         AdminCommand::Uncordon(arguments) => {
             let standing = proto::Standing::Active;
-            membership::set(&admin, arguments.node, standing, false, output).await?;
+            membership::set(&admin, &arguments.node.into(), standing, false, output).await?;
         }
         AdminCommand::GiveUp(arguments) => {
             let standing = proto::Standing::Lost;
-            membership::set(&admin, arguments.node, standing, arguments.force, output).await?;
+            membership::set(
+                &admin,
+                &arguments.node.into(),
+                standing,
+                arguments.force,
+                output,
+            )
+            .await?;
         }
         AdminCommand::Forget(arguments) => {
             membership::forget(&admin, arguments.node, output).await?;
@@ -194,8 +224,7 @@ async fn finalize_upgrade(admin: &AdminClient, output: Output) -> anyhow::Result
 
 fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
-        let list: Vec<Value> = nodes.iter().map(node_json).collect();
-        return Ok(output::json(&json!({ "nodes": list }))?);
+        return Ok(output::json(&nodes_json(nodes))?);
     }
     let mut table = output::table(&[
         "node",
@@ -237,6 +266,10 @@ fn show_nodes(nodes: &[proto::NodeStatus], output: Output) -> anyhow::Result<()>
     Ok(output::show(&table)?)
 }
 
+fn nodes_json(nodes: &[proto::NodeStatus]) -> Value {
+    json!({ "nodes": nodes.iter().map(node_json).collect::<Vec<_>>() })
+}
+
 fn node_json(node: &proto::NodeStatus) -> Value {
     json!({
         "node_id": node.node_id,
@@ -275,8 +308,7 @@ async fn shards(
         .await
         .context("could not list the shards")?;
     if output == Output::Json {
-        let list: Vec<Value> = shards.iter().map(shard_json).collect();
-        return Ok(output::json(&json!({ "shards": list }))?);
+        return Ok(output::json(&shards_json(&shards))?);
     }
     let table = if arguments.long {
         replica_table(&shards)
@@ -386,6 +418,10 @@ fn role(role: Role) -> &'static str {
     }
 }
 
+fn shards_json(shards: &[proto::ShardStatus]) -> Value {
+    json!({ "shards": shards.iter().map(shard_json).collect::<Vec<_>>() })
+}
+
 fn shard_json(shard: &proto::ShardStatus) -> Value {
     let replicas: Vec<Value> = shard
         .replicas
@@ -414,17 +450,19 @@ fn shard_json(shard: &proto::ShardStatus) -> Value {
     })
 }
 
-async fn transfer(
+/// Hands the leadership of a shard to a node.
+pub(crate) async fn transfer(
     admin: &AdminClient,
-    arguments: &TransferArguments,
+    shard: u32,
+    whom: &membership::Whom,
     output: Output,
 ) -> anyhow::Result<()> {
-    let TransferArguments { shard, node } = *arguments;
-    let answer = admin
-        .transfer_leader(shard, node)
-        .await
-        .with_context(|| format!("could not hand shard {shard} to node {node}"))?;
+    let answer = admin.transfer_leader(shard, whom.node).await;
+    let answer = answer.with_context(|| format!("could not hand shard {shard} to {whom}"))?;
     match output {
+        Output::Table if answer.leader_node == whom.node => {
+            output::line(&format!("shard {} is led by {whom}", shard_name(shard)))?;
+        }
         Output::Table => output::line(&format!(
             "shard {} is led by node {}",
             shard_name(shard),

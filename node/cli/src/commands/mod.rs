@@ -37,7 +37,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Group(command) => group::run(command, &cluster, output).await?,
         Command::ServerKey(arguments) => server_key::run(&arguments, output)?,
-        Command::Kubernetes(arguments) => return kubernetes::run(arguments, output).await,
+        Command::Kubernetes(arguments) => {
+            return kubernetes::run(arguments, &cluster, output).await;
+        }
         Command::Admin(command) => return admin::run(command, &cluster, output).await,
         Command::Bench(_) if cluster.is_secured() => {
             return Err(crate::failure::advised(

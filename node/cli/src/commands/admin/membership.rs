@@ -1,6 +1,7 @@
 //! `carillon admin drain | cordon | uncordon | give-up | forget | join-token | moves | events`: nodes that
 //! come and go.
 
+use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,6 +33,40 @@ pub enum Purpose {
     Removal,
 }
 
+/// A node that is meant: by its id, or by what whoever typed it calls it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whom {
+    /// Its id.
+    pub node: u64,
+    /// The member of an ImCluster that it is.
+    pub member: Option<String>,
+}
+
+impl Whom {
+    fn json(&self, mut rest: Value) -> Value {
+        rest["node_id"] = json!(self.node);
+        if let Some(member) = &self.member {
+            rest["member"] = json!(member);
+        }
+        rest
+    }
+}
+
+impl From<u64> for Whom {
+    fn from(node: u64) -> Self {
+        Self { node, member: None }
+    }
+}
+
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.member {
+            Some(member) => write!(f, "{member} (node {})", self.node),
+            None => write!(f, "node {}", self.node),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct NodeArguments {
     /// The node, by its id.
@@ -57,7 +92,13 @@ pub struct GiveUpArguments {
 #[derive(Debug, Args)]
 pub struct DrainArguments {
     /// The node, by its id.
-    node: u64,
+    pub node: u64,
+    #[command(flatten)]
+    pub options: DrainOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainOptions {
     /// What for. Without it and --cancel it is shown how far a drain is.
     #[arg(long = "for", value_enum)]
     purpose: Option<Purpose>,
@@ -75,37 +116,44 @@ pub struct DrainArguments {
     timeout: Duration,
 }
 
+impl DrainOptions {
+    /// A drain is asked for; not taken back, and not only looked at.
+    pub fn begins(&self) -> bool {
+        self.purpose.is_some()
+    }
+}
+
 /// Empties a node, or takes that back.
 pub async fn drain(
     admin: &AdminClient,
-    arguments: &DrainArguments,
+    whom: &Whom,
+    options: &DrainOptions,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let node = arguments.node;
-    let standing = match arguments.purpose {
-        _ if arguments.cancel => Some(Standing::Active),
+    let standing = match options.purpose {
+        _ if options.cancel => Some(Standing::Active),
         Some(Purpose::Restart) => Some(Standing::DrainingForRestart),
         Some(Purpose::Removal) => Some(Standing::DrainingForRemoval),
         None => None,
     };
     if let Some(standing) = standing {
-        let set = admin.set_standing(node, standing, arguments.force).await;
-        let what = match arguments.cancel {
+        let set = admin.set_standing(whom.node, standing, options.force).await;
+        let what = match options.cancel {
             true => "take the drain back of",
             false => "drain",
         };
-        set.with_context(|| format!("could not {what} node {node}"))?;
+        set.with_context(|| format!("could not {what} {whom}"))?;
     }
-    if standing.is_none() && !arguments.wait {
-        show_drain(admin, node, output).await?;
+    if standing.is_none() && !options.wait {
+        show_drain(admin, whom, output).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    if !arguments.wait {
-        show_standing(admin, node, output).await?;
+    if !options.wait {
+        show_standing(admin, whom, output).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    let done = wait_drained(admin, node, arguments.timeout, output).await?;
-    show_standing(admin, node, output).await?;
+    let done = wait_drained(admin, whom, options.timeout, output).await?;
+    show_standing(admin, whom, output).await?;
     Ok(if done {
         ExitCode::SUCCESS
     } else {
@@ -114,12 +162,11 @@ pub async fn drain(
 }
 
 /// Shows how far a drain is.
-async fn show_drain(admin: &AdminClient, node: u64, output: Output) -> anyhow::Result<()> {
-    let drain = admin.drain_status(node, Standing::Unspecified).await;
-    let drain = drain.with_context(|| format!("could not ask how node {node} is drained"))?;
+async fn show_drain(admin: &AdminClient, whom: &Whom, output: Output) -> anyhow::Result<()> {
+    let drain = admin.drain_status(whom.node, Standing::Unspecified).await;
+    let drain = drain.with_context(|| format!("could not ask how {whom} is drained"))?;
     if output == Output::Json {
-        return Ok(output::json(&json!({
-            "node_id": node,
+        return Ok(output::json(&whom.json(json!({
             "step": drain.step,
             "percent": drain.percent,
             "started_at_ms": drain.started_at_ms,
@@ -129,14 +176,14 @@ async fn show_drain(admin: &AdminClient, node: u64, output: Output) -> anyhow::R
             "replicas_left": drain.replicas_left,
             "bytes_left": drain.bytes_left,
             "waits": drain.waits,
-        }))?);
+        })))?);
     }
     let since = match drain.started_at_ms {
         0 => String::new(),
         at => format!(" since {}", present::moment(at)),
     };
     output::line(&format!(
-        "node {node}: {} %{since}, {}",
+        "{whom}: {} %{since}, {}",
         drain.percent,
         left_of(&drain)
     ))?;
@@ -149,7 +196,7 @@ async fn show_drain(admin: &AdminClient, node: u64, output: Output) -> anyhow::R
 /// Waits until a node is empty; false when it takes too long.
 async fn wait_drained(
     admin: &AdminClient,
-    node: u64,
+    whom: &Whom,
     limit: Duration,
     output: Output,
 ) -> anyhow::Result<bool> {
@@ -161,8 +208,8 @@ async fn wait_drained(
     let style = ProgressStyle::with_template("{bar:32} {pos:>3} %  {msg}");
     bar.set_style(style.context("a progress bar's template")?);
     loop {
-        let drain = admin.drain_status(node, Standing::Unspecified).await;
-        let drain = drain.with_context(|| format!("could not ask how node {node} is drained"))?;
+        let drain = admin.drain_status(whom.node, Standing::Unspecified).await;
+        let drain = drain.with_context(|| format!("could not ask how {whom} is drained"))?;
         bar.set_position(u64::from(drain.percent));
         if drain.done || Instant::now() >= deadline {
             bar.finish_and_clear();
@@ -201,31 +248,30 @@ async fn status(admin: &AdminClient, node: u64) -> anyhow::Result<proto::NodeSta
 /// Says what a node may be used for, and shows it.
 pub async fn set(
     admin: &AdminClient,
-    node: u64,
+    whom: &Whom,
     standing: Standing,
     forced: bool,
     output: Output,
 ) -> anyhow::Result<()> {
-    let set = admin.set_standing(node, standing, forced).await;
-    set.with_context(|| format!("node {node} could not be made {}", standing_name(standing)))?;
-    show_standing(admin, node, output).await
+    let set = admin.set_standing(whom.node, standing, forced).await;
+    set.with_context(|| format!("{whom} could not be made {}", standing_name(standing)))?;
+    show_standing(admin, whom, output).await
 }
 
-async fn show_standing(admin: &AdminClient, node: u64, output: Output) -> anyhow::Result<()> {
-    let status = status(admin, node).await?;
+async fn show_standing(admin: &AdminClient, whom: &Whom, output: Output) -> anyhow::Result<()> {
+    let status = status(admin, whom.node).await?;
     match output {
         Output::Table => output::line(&format!(
-            "node {node} is {}: {} replicas, leads {}",
+            "{whom} is {}: {} replicas, leads {}",
             standing_name(status.standing()),
             status.replicas_placed,
             status.leaders
         ))?,
-        Output::Json => output::json(&json!({
-            "node_id": node,
+        Output::Json => output::json(&whom.json(json!({
             "standing": standing_name(status.standing()),
             "replicas": status.replicas_placed,
             "leaders": status.leaders,
-        }))?,
+        })))?,
     }
     Ok(())
 }
@@ -277,12 +323,7 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     let answer = admin.list_moves().await;
     let answer = answer.context("could not list the moves")?;
     if output == Output::Json {
-        let moves: Vec<Value> = answer.moves.iter().map(move_json).collect();
-        let splits: Vec<Value> = answer.splits.iter().map(split_json).collect();
-        let merges: Vec<Value> = answer.merges.iter().map(merge_json).collect();
-        return Ok(output::json(
-            &json!({ "moves": moves, "splits": splits, "merges": merges, "waits": answer.waits }),
-        )?);
+        return Ok(output::json(&moves_json(&answer))?);
     }
     for split in &answer.splits {
         output::line(&format!(
@@ -331,6 +372,14 @@ pub async fn moves(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
         output::line(&format!("waits: {wait}"))?;
     }
     Ok(())
+}
+
+/// What moves, and what is waited for.
+pub fn moves_json(answer: &proto::ListMovesResponse) -> Value {
+    let moves: Vec<Value> = answer.moves.iter().map(move_json).collect();
+    let splits: Vec<Value> = answer.splits.iter().map(split_json).collect();
+    let merges: Vec<Value> = answer.merges.iter().map(merge_json).collect();
+    json!({ "moves": moves, "splits": splits, "merges": merges, "waits": answer.waits })
 }
 
 fn split_json(split: &proto::Split) -> Value {
@@ -404,11 +453,7 @@ pub async fn events(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
     let events = admin.list_events().await;
     let events = events.context("could not list the events")?;
     if output == Output::Json {
-        let list = events.iter();
-        let list =
-            list.map(|event| json!({ "at_ms": event.at_ms, "by": event.by, "text": event.text }));
-        let list: Vec<Value> = list.collect();
-        return Ok(output::json(&json!({ "events": list }))?);
+        return Ok(output::json(&events_json(&events))?);
     }
     let mut table = output::table(&["when", "who", "what"]);
     for event in &events {
@@ -419,4 +464,12 @@ pub async fn events(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
         ]);
     }
     Ok(output::show(&table)?)
+}
+
+/// What happened.
+pub fn events_json(events: &[proto::Event]) -> Value {
+    let list = events.iter();
+    let list =
+        list.map(|event| json!({ "at_ms": event.at_ms, "by": event.by, "text": event.text }));
+    json!({ "events": list.collect::<Vec<_>>() })
 }

@@ -4,7 +4,7 @@ use anyhow::Context;
 use carillon_client::AdminClient;
 use carillon_client::admin_proto as proto;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::arguments::Output;
 use crate::output;
@@ -84,20 +84,7 @@ pub async fn run(
 
 fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
     if output == Output::Json {
-        return Ok(output::json(&json!({
-            "down_after_s": policy.down_after_s,
-            "failure_replacement_after_s": policy.failure_replacement_after_s,
-            "moves_max": policy.moves_max,
-            "moves_per_node_max": policy.moves_per_node_max,
-            "lost_nodes_max": policy.lost_nodes_max,
-            "snapshot_kib_per_s_max": policy.snapshot_kib_per_s_max,
-            "balance": policy.balance,
-            "shard_gib_max": policy.shard_gib_max,
-            "shard_commands_per_s_max": policy.shard_commands_per_s_max,
-            "shards_min": policy.shards_min,
-            "leader_zone": policy.leader_zone,
-            "finalize_upgrade_after_s": policy.finalize_upgrade_after_s,
-        }))?);
+        return Ok(output::json(&policy_json(policy))?);
     }
     let mut table = output::table(&["policy", "value", "means"]);
     for (name, value, means) in [
@@ -168,4 +155,22 @@ fn show(policy: &proto::Policy, output: Output) -> anyhow::Result<()> {
         table.add_row([name, value.as_str(), means]);
     }
     Ok(output::show(&table)?)
+}
+
+/// All of it.
+pub(super) fn policy_json(policy: &proto::Policy) -> Value {
+    json!({
+        "down_after_s": policy.down_after_s,
+        "failure_replacement_after_s": policy.failure_replacement_after_s,
+        "moves_max": policy.moves_max,
+        "moves_per_node_max": policy.moves_per_node_max,
+        "lost_nodes_max": policy.lost_nodes_max,
+        "snapshot_kib_per_s_max": policy.snapshot_kib_per_s_max,
+        "balance": policy.balance,
+        "shard_gib_max": policy.shard_gib_max,
+        "shard_commands_per_s_max": policy.shard_commands_per_s_max,
+        "shards_min": policy.shards_min,
+        "leader_zone": policy.leader_zone,
+        "finalize_upgrade_after_s": policy.finalize_upgrade_after_s,
+    })
 }

@@ -188,17 +188,24 @@ pub(super) fn counted(count: usize, what: &str) -> String {
 
 /// Asks and shows.
 pub(super) async fn run(admin: &AdminClient, output: Output) -> anyhow::Result<()> {
-    let seen = Seen::ask(admin).await?;
-    let warnings = warnings(&seen);
     match output {
-        Output::Json => output::json(&to_json(&seen, &warnings))?,
+        Output::Json => output::json(&value(admin).await?)?,
         Output::Table => {
+            let seen = Seen::ask(admin).await?;
+            let warnings = warnings(&seen);
             for line in screen(&seen, &warnings, Paint::for_stdout()) {
                 output::line(&line)?;
             }
         }
     }
     Ok(())
+}
+
+/// All that is on the screen, for programs.
+pub(super) async fn value(admin: &AdminClient) -> anyhow::Result<Value> {
+    let seen = Seen::ask(admin).await?;
+    let warnings = warnings(&seen);
+    Ok(to_json(&seen, &warnings))
 }
 
 fn screen(seen: &Seen, warnings: &[Warning], paint: Paint) -> Vec<String> {

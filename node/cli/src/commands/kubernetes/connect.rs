@@ -1,13 +1,17 @@
 //! The API server, as kubectl would reach it, and what it says when something is not there.
 
 use carillon_crds::ImCluster;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::ListParams;
+use kube::client::UpgradeConnectionError;
 use kube::config::KubeConfigOptions;
-use kube::{Api, Client, Config};
+use kube::{Api, Client, Config, Resource};
 use serde_json::Value;
 
-use crate::failure::advised;
+use super::pods::selector;
+use crate::failure::{advised, because};
 
 /// Events that are read at a time; they come in no order.
 const EVENTS_PAGE: u32 = 500;
@@ -16,7 +20,7 @@ const EVENT_PAGES_MAX: usize = 20;
 
 /// A namespace of an API server.
 pub(super) struct Connection {
-    client: Client,
+    pub(super) client: Client,
     /// Where the resources are.
     pub(super) namespace: String,
 }
@@ -47,9 +51,28 @@ impl Connection {
         })
     }
 
+    /// The objects of one kind in the namespace.
+    pub(super) fn all<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
     /// The resources of the namespace.
     pub(super) fn clusters(&self) -> Api<ImCluster> {
-        Api::namespaced(self.client.clone(), &self.namespace)
+        self.all()
+    }
+
+    /// The Pods of a cluster's members.
+    pub(super) async fn member_pods(&self, name: &str) -> anyhow::Result<Vec<Pod>> {
+        let members = ListParams::default().labels(&selector(name));
+        let found = self.all::<Pod>().list(&members).await;
+        let mut pods = found
+            .map_err(|error| self.refused("list", "pods", error))?
+            .items;
+        pods.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+        Ok(pods)
     }
 
     /// One of them.
@@ -60,9 +83,14 @@ impl Connection {
 
     /// What happened to it, oldest first.
     pub(super) async fn events(&self, name: &str) -> anyhow::Result<Vec<Event>> {
-        let all = Api::<Event>::namespaced(self.client.clone(), &self.namespace);
         let about = format!("regarding.kind=ImCluster,regarding.name={name}");
-        let mut wanted = ListParams::default().fields(&about).limit(EVENTS_PAGE);
+        Ok(self.events_of(ListParams::default().fields(&about)).await?)
+    }
+
+    /// What happened in the namespace, oldest first.
+    pub(super) async fn events_of(&self, wanted: ListParams) -> Result<Vec<Event>, kube::Error> {
+        let all = self.all::<Event>();
+        let mut wanted = wanted.limit(EVENTS_PAGE);
         let mut events = Vec::new();
         for _ in 0..EVENT_PAGES_MAX {
             let page = all.list(&wanted).await?;
@@ -79,9 +107,7 @@ impl Connection {
     /// An error of the API server about one resource, with what to do.
     pub(super) fn explained(&self, name: &str, error: kube::Error) -> anyhow::Error {
         let kube::Error::Api(status) = &error else {
-            let what = "the API server of Kubernetes cannot be reached";
-            let advice = "see that `kubectl version` works; --context chooses another one";
-            return anyhow::Error::new(error).context(advised(what, advice));
+            return unreachable(error);
         };
         let of = format!("imcluster {name} in namespace {}", self.namespace);
         match status.code {
@@ -108,12 +134,52 @@ impl Connection {
             ),
         }
     }
+
+    /// An error of the API server about objects of a kind, with the right that is missing when one
+    /// is.
+    pub(super) fn refused(&self, verb: &str, resource: &str, error: kube::Error) -> anyhow::Error {
+        let namespace = &self.namespace;
+        let what = format!("{resource} in namespace {namespace}: not allowed to {verb} them");
+        let advice = format!(
+            "ask who administers this Kubernetes for a role in namespace {namespace} with the verb \
+             {verb} on {resource}"
+        );
+        if is_forbidden(&error) {
+            return because(error, what, advice);
+        }
+        match &error {
+            kube::Error::Api(status) => advised(
+                format!("{resource} in namespace {namespace}: {}", status.message),
+                "correct what it says and try again",
+            ),
+            _ => unreachable(error),
+        }
+    }
 }
 
-fn without(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
+/// Whether it is a right that is missing.
+pub(super) fn is_forbidden(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 403,
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => {
+            status.as_u16() == 403
+        }
+        _ => false,
+    }
+}
+
+fn unreachable(error: kube::Error) -> anyhow::Error {
+    because(
+        error,
+        "the API server of Kubernetes cannot be reached",
+        "see that `kubectl version` works; --context chooses another one",
+    )
+}
+
+fn without(error: impl Into<anyhow::Error>) -> anyhow::Error {
     let what = "there is no Kubernetes to talk to";
     let advice = "set KUBECONFIG, or name a context with --context";
-    anyhow::Error::new(error).context(advised(what, advice))
+    because(error, what, advice)
 }
 
 /// When an event was seen last, microseconds since 1970.

@@ -5,8 +5,16 @@
 //! Keeps no state. A change is a merge patch of the one field that it is about, so that it undoes
 //! nothing of what others say.
 
+mod access;
 mod change;
+mod clients;
 mod connect;
+mod forward;
+mod lines;
+mod logs;
+mod members;
+mod pods;
+mod report;
 mod screen;
 mod wait;
 
@@ -15,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use self::connect::Connection;
-use crate::arguments::Output;
+use crate::arguments::{Cluster, Output};
 
 #[derive(Debug, Args)]
 pub struct KubernetesArguments {
@@ -45,6 +53,28 @@ pub enum KubernetesCommand {
     Resume(change::NameArguments),
     /// Wait until all is as the spec wants it, and show what is being done until then.
     Wait(wait::WaitArguments),
+    /// All of `carillon admin`, with the cluster found by its name.
+    Admin(members::ClusterAdminArguments),
+    /// Empty a member by hand, while the operator holds still; show how far it is; take it back.
+    ///
+    /// The operator drains whom it restarts or removes by itself, and ends every other drain within
+    /// half a minute. So a drain begins only while spec.paused is true. To move a member's Pod
+    /// delete it; to remove a member use `scale --leave`.
+    Drain(members::MemberDrainArguments),
+    /// Let a member keep what it has and get nothing new, until the operator restarts it.
+    Cordon(members::MemberArguments),
+    /// Use a member for everything again.
+    Uncordon(members::MemberArguments),
+    /// Hand the leadership of a shard to a member.
+    Promote(members::PromoteArguments),
+    /// What the members write, each line led by the member's name.
+    Logs(logs::LogsArguments),
+    /// Lead clients of this machine to any member that serves, until Ctrl-C.
+    PortForward(clients::PortForwardArguments),
+    /// Chat in the terminal, with the cluster found by its name.
+    Chat(clients::ClusterChatArguments),
+    /// Gather what shows how a cluster is into one file, without secrets.
+    Report(report::ReportArguments),
 }
 
 #[derive(Debug, Args)]
@@ -55,7 +85,11 @@ pub struct StatusArguments {
 }
 
 /// Carries out `carillon kubernetes …`.
-pub async fn run(arguments: KubernetesArguments, output: Output) -> anyhow::Result<ExitCode> {
+pub async fn run(
+    arguments: KubernetesArguments,
+    given: &Cluster,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
     let KubernetesArguments {
         namespace,
         context,
@@ -83,6 +117,31 @@ pub async fn run(arguments: KubernetesArguments, output: Output) -> anyhow::Resu
         }
         KubernetesCommand::Wait(arguments) => {
             return wait::run(&connection, &arguments, output).await;
+        }
+        KubernetesCommand::Admin(arguments) => {
+            return members::admin(&connection, arguments, given, output).await;
+        }
+        KubernetesCommand::Drain(arguments) => {
+            return members::drain(&connection, &arguments, given, output).await;
+        }
+        KubernetesCommand::Cordon(arguments) => {
+            members::cordon(&connection, &arguments, true, given, output).await?;
+        }
+        KubernetesCommand::Uncordon(arguments) => {
+            members::cordon(&connection, &arguments, false, given, output).await?;
+        }
+        KubernetesCommand::Promote(arguments) => {
+            members::promote(&connection, &arguments, given, output).await?;
+        }
+        KubernetesCommand::Logs(arguments) => logs::run(&connection, &arguments, output).await?,
+        KubernetesCommand::PortForward(arguments) => {
+            clients::port_forward(&connection, &arguments, output).await?;
+        }
+        KubernetesCommand::Chat(arguments) => {
+            clients::chat(&connection, arguments, given, output).await?;
+        }
+        KubernetesCommand::Report(arguments) => {
+            report::run(&connection, &arguments, given, output).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
