@@ -8,6 +8,7 @@ CARILLON_PREVIOUS_NODE_BIN=${CARILLON_PREVIOUS_NODE_BIN:-$(scripts/previous-rele
 cargo test --release --workspace --locked --lib --bins --tests
 cargo test --release --workspace --locked --doc
 tests/compatibility/run.sh
+scripts/check-live-metrics.sh
 
 # What this machine does not allow is skipped by the tests, and said here.
 untested=()

@@ -180,7 +180,10 @@ impl<C: Connect> Controller<C> {
     fn touched(&self, queue: &mut Queue, touch: Touch) {
         let now = Instant::now();
         match touch {
-            Touch::One(key) => queue.touch(key, now),
+            Touch::One(key) => {
+                self.report(&key);
+                queue.touch(key, now);
+            }
             Touch::Disturbed(key) => {
                 self.reconciler.disturb(key.clone());
                 queue.touch(key, now);
@@ -192,6 +195,22 @@ impl<C: Connect> Controller<C> {
             }
         }
         self.telemetry.clusters(self.caches.clusters.len());
+    }
+
+    /// Says in the metrics whether an ImCluster is as wanted.
+    fn report(&self, key: &Key) {
+        let reference = ObjectRef::<DeserializeGuard<ImCluster>>::new(&key.1).within(&key.0);
+        let found = self.caches.clusters.get(&reference);
+        let reason = found.as_ref().and_then(|found| match &found.0 {
+            Ok(cluster) => {
+                let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
+                let mut ready =
+                    conditions.filter(|one| one.type_ == "Ready" && one.status != "True");
+                ready.next().map(|one| one.reason.as_str())
+            }
+            Err(_) => Some("Unreadable"),
+        });
+        self.telemetry.not_ready(key, reason);
     }
 
     fn begin(&self, queue: &mut Queue, running: &mut JoinSet<(Key, Option<Duration>)>, key: Key) {

@@ -3,7 +3,7 @@
 //! Owner of the counters. A watch that has failed for [`STALE_AFTER`] makes the operator unhealthy:
 //! what it knows is old, and a new process may do better.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::lease::Leadership;
+use crate::queue::Key;
 
 /// A watch that fails for longer counts as stale.
 pub const STALE_AFTER: Duration = Duration::from_secs(600);
@@ -34,11 +35,21 @@ struct Watch {
     kind: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotReady {
+    cluster_namespace: String,
+    cluster: String,
+    reason: String,
+}
+
 pub struct Telemetry {
     registry: Registry,
     passes: Family<Outcome, Counter>,
     seconds: Histogram,
     clusters: Gauge,
+    not_ready: Family<NotReady, Gauge>,
+    /// What of it is there, at most one for each ImCluster.
+    not_ready_now: Mutex<HashMap<Key, NotReady>>,
     leads: Gauge,
     watch_failures: Family<Watch, Counter>,
     leadership: Leadership,
@@ -69,6 +80,12 @@ impl Telemetry {
             "ImClusters that the operator looks after",
             clusters.clone(),
         );
+        let not_ready = Family::<NotReady, Gauge>::default();
+        registry.register(
+            "cluster_not_ready",
+            "1 for each ImCluster that is not Ready, with the reason that it says",
+            not_ready.clone(),
+        );
         let leads = Gauge::default();
         registry.register(
             "leads",
@@ -86,6 +103,8 @@ impl Telemetry {
             passes,
             seconds,
             clusters,
+            not_ready,
+            not_ready_now: Mutex::default(),
             leads,
             watch_failures,
             leadership,
@@ -101,6 +120,29 @@ impl Telemetry {
 
     pub fn clusters(&self, number: usize) {
         self.clusters.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// Why an ImCluster is not Ready; none when it is, or is gone.
+    pub fn not_ready(&self, key: &Key, reason: Option<&str>) {
+        let mut now = self
+            .not_ready_now
+            .lock()
+            .unwrap_or_else(|held| held.into_inner());
+        if now.get(key).map(|one| one.reason.as_str()) == reason {
+            return;
+        }
+        if let Some(before) = now.remove(key) {
+            self.not_ready.remove(&before);
+        }
+        if let Some(reason) = reason {
+            let labels = NotReady {
+                cluster_namespace: key.0.clone(),
+                cluster: key.1.clone(),
+                reason: reason.to_owned(),
+            };
+            self.not_ready.get_or_create(&labels).set(1);
+            now.insert(key.clone(), labels);
+        }
     }
 
     fn watch(&self, kind: &'static str, change: impl FnOnce(&mut WatchState)) {

@@ -81,6 +81,10 @@ else
                 --set replicas=$replicas --set image.repository=carillon.test/operator \
                 --set-string image.tag=one >/dev/null
         done
+        # What people begin with is taken as it is.
+        "$bed/kubectl" apply --dry-run=server --filename docs/examples/kubernetes >/dev/null
+        "$bed/kubectl" apply --dry-run=server --server-side --force-conflicts \
+            --filename charts/bundle.yaml >/dev/null
     else
         untested+=("the image of a node: carillon-node is not built")
     fi

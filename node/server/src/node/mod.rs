@@ -92,6 +92,8 @@ pub struct Node {
     /// Nodes that the steering did not hear at its last look, and for how long, milliseconds.
     silent: Mutex<Vec<(NodeId, u64)>>,
     ready: watch::Sender<bool>,
+    /// It was ready once.
+    has_served: AtomicBool,
     /// The meta group has confirmed the map, so that replicas may run.
     confirmed: AtomicBool,
     /// Made at random when this process started.
@@ -278,6 +280,7 @@ impl Node {
             waits: Mutex::default(),
             silent: Mutex::default(),
             ready: watch::Sender::new(false),
+            has_served: AtomicBool::new(false),
             confirmed: AtomicBool::new(false),
             run: rand::random(),
             restart: Notify::new(),

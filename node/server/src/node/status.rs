@@ -23,6 +23,19 @@ use crate::peer::group::{config_to_proto, member_to_proto};
 use crate::peer::snapshot::merges_to_proto;
 use crate::shard::Replica;
 
+/// A node that has not found the leaders of all its shards after this serves with those it found.
+const BEGIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether a node serves that has replicas of so many shards, some of them without a leader. When
+/// it begins it waits for all. Later it stays while it finds half: one that is cut off finds
+/// none, and a few shards that have lost their majorities must not take the rest from people.
+fn serves(shards: usize, leaderless: usize, began: bool) -> bool {
+    match began {
+        false => leaderless == 0,
+        true => leaderless * 2 <= shards,
+    }
+}
+
 /// A leader whose majority says nothing for this long is not counted as one.
 const MAJORITY_SILENCE_MAX: Duration = Duration::from_secs(3);
 
@@ -44,22 +57,18 @@ impl Node {
         if !self.confirmed.load(Ordering::Acquire) {
             return Some("waits for the meta group to confirm the shard map".to_owned());
         }
-        let leaderless: Vec<u32> = meta
-            .map
-            .shards
-            .iter()
+        let shards = meta.map.shards.iter();
+        let here: Vec<ShardId> = shards
             .filter(|shard| shard.replica_on(self.config.node()).is_some())
+            .map(|shard| shard.shard_id)
             // Its neighbour has it, or is about to; nobody waits for a leader of it.
-            .filter(|shard| !being_absorbed(&meta, shard.shard_id))
-            .filter(|shard| !self.is_led(shard.shard_id))
-            .map(|shard| shard.shard_id.0)
+            .filter(|shard| !being_absorbed(&meta, *shard))
             .collect();
-        if !leaderless.is_empty() {
-            return Some(format!(
-                "shards without a leader that has a majority: {leaderless:?}"
-            ));
-        }
-        None
+        let leaderless = here.iter().filter(|shard| !self.is_led(**shard));
+        let leaderless: Vec<u32> = leaderless.map(|shard| shard.0).collect();
+        let began = self.has_served.load(Ordering::Acquire) || self.started.elapsed() > BEGIN_LIMIT;
+        (!serves(here.len(), leaderless.len(), began))
+            .then(|| format!("shards without a leader that has a majority: {leaderless:?}"))
     }
 
     /// Whether a shard has a leader. One that is here counts only while a majority answers
@@ -101,6 +110,9 @@ impl Node {
         loop {
             interval.tick().await;
             let ready = self.not_ready().is_none();
+            if ready {
+                self.has_served.store(true, Ordering::Release);
+            }
             self.ready
                 .send_if_modified(|known| std::mem::replace(known, ready) != ready);
         }
@@ -278,5 +290,30 @@ fn group_status(status: &carillon_raft::GroupStatus) -> GroupStatus {
         voters: members(&status.voters),
         learners: members(&status.learners),
         followers: followers.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serves;
+
+    #[test]
+    fn a_node_begins_with_all_leaders_and_goes_on_with_half() {
+        // (shards, leaderless, began, serves)
+        for (shards, leaderless, began, expected) in [
+            (4, 0, false, true),
+            (4, 1, false, false),
+            (4, 1, true, true),
+            (4, 2, true, true),
+            (4, 3, true, false),
+            (1, 1, true, false),
+            (0, 0, false, true),
+        ] {
+            assert_eq!(
+                serves(shards, leaderless, began),
+                expected,
+                "{leaderless} of {shards}, {began}"
+            );
+        }
     }
 }
