@@ -248,10 +248,10 @@ async fn the_api_server_is_away_for_a_minute() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a Kubernetes: make e2e"]
 async fn the_operator_is_killed_while_it_works() -> anyhow::Result<()> {
-    // Beside others: whatever is planned there goes on all the same.
     let test = "the operator is killed while it works";
     let spec = json!({"topology": {"spread": "Preferred"}});
     Test::new(test, spec, Kind::Planned)
+        .alone()
         .run(async |trial| {
             let killed = kill_operators(trial);
             let works = async {

@@ -14,7 +14,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-/// Until a first member was restarted, while others kill operators.
+/// Until a first member was restarted.
 const STEP_LIMIT: Duration = Duration::from_secs(180);
 /// How long the first changed member is looked at.
 const SOAK_S: u64 = 8;

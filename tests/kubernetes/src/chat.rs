@@ -16,7 +16,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::Instant;
 
 use crate::bed::Bed;
@@ -25,8 +25,7 @@ use crate::wait::{until, until_any};
 
 /// What each of these clusters is called; its namespace is its own.
 pub const NAME: &str = "chat";
-/// From nothing, or from anything, to all as the spec wants it, on a busy machine, and
-/// while others kill operators.
+/// From nothing, or from anything, to all as the spec wants it, on a busy machine.
 pub const READY_LIMIT: Duration = Duration::from_secs(300);
 /// Over which a node that is drained tells its people to connect elsewhere.
 const DRAIN_SPREAD: &str = "2s";
@@ -288,20 +287,13 @@ impl Trial {
     }
 }
 
-/// Tests that hurt what others stand on too have it for themselves. First come, first served: what
-/// begins or is checked between two of these waits for both.
+/// Tests that hurt what others stand on too have it for themselves.
 static MACHINES: RwLock<()> = RwLock::const_new(());
 
 /// For a test that needs the machines, the API server and the operator as they are, while others
 /// do too.
 pub async fn beside_others() -> RwLockReadGuard<'static, ()> {
     MACHINES.read().await
-}
-
-/// Held, never looked at.
-enum Turn {
-    Beside(#[expect(dead_code, reason = "what it holds is held")] RwLockReadGuard<'static, ()>),
-    Alone(RwLockWriteGuard<'static, ()>),
 }
 
 /// A test: a cluster is made, people chat on it while something is done, and then it is checked
@@ -326,7 +318,7 @@ impl Test {
         }
     }
 
-    /// It hurts what others stand on: machines, the API server.
+    /// It hurts what others stand on: machines, the API server, the operator.
     #[must_use]
     pub fn alone(self) -> Self {
         Self {
@@ -352,7 +344,10 @@ impl Test {
         self,
         body: impl AsyncFnOnce(&Trial) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let beside = beside_others().await;
+        let _turns = match self.alone {
+            true => (Some(MACHINES.write().await), None),
+            false => (None, Some(MACHINES.read().await)),
+        };
         let Some(cluster) = Cluster::with_nodes(self.name).await? else {
             return Ok(());
         };
@@ -367,29 +362,9 @@ impl Test {
             chat,
             load,
         };
-        let turn = match self.alone {
-            // What others do meanwhile hurts this cluster too: nothing may be lost by that either.
-            true => {
-                drop(beside);
-                Turn::Alone(MACHINES.write().await)
-            }
-            false => Turn::Beside(beside),
-        };
-        if self.alone {
-            trial.chat.ready().await?;
-            trial.load.reset_longest_pause();
-        }
         let began = Instant::now();
         body(&trial).await.context(name)?;
         println!("{name}: took {:?}", began.elapsed());
-        // What is planned is looked at before others hurt it.
-        let turn = match (turn, self.kind) {
-            (Turn::Alone(alone), Kind::Failure) => {
-                drop(alone);
-                Turn::Beside(beside_others().await)
-            }
-            (turn, _) => turn,
-        };
         trial.goes_on().await?;
         let Trial { chat, load, .. } = trial;
         let checked = Instant::now();
@@ -404,8 +379,6 @@ impl Test {
             "{} messages had to be tried more than twice: {sends}",
             sends.tried_more
         );
-        chat.remove().await?;
-        drop(turn);
-        Ok(())
+        chat.remove().await
     }
 }
