@@ -78,8 +78,8 @@ pub(super) async fn port_forward(
     }
     let mut changes = forward.state();
     let told = async {
-        let mut said = changes.borrow_and_update().clone();
-        while changes.changed().await.is_ok() {
+        let mut said = State::default();
+        loop {
             let now = changes.borrow_and_update().clone();
             if let Some(news) = news(&said, &now) {
                 match output {
@@ -91,8 +91,10 @@ pub(super) async fn port_forward(
                 }
             }
             said = now;
+            if changes.changed().await.is_err() {
+                return anyhow::Ok(());
+            }
         }
-        anyhow::Ok(())
     };
     tokio::select! {
         told = told => told,
