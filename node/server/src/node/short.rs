@@ -5,6 +5,7 @@
 //! Owner of no state. Invariant: a lead goes to a node that says it has room, or stays.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,10 +53,11 @@ impl Node {
             let others = others.filter(|node| *node != me && cluster.is_up(*node));
             let mut takes = Vec::new();
             for node in others {
-                if !leads.contains_key(&node) {
-                    leads.insert(node, self.leads_of_one_with_room(node).await);
-                }
-                takes.extend(leads[&node].map(|count| (count, node)));
+                let known = match leads.entry(node) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => *new.insert(self.leads_of_one_with_room(node).await),
+                };
+                takes.extend(known.map(|count| (count, node)));
             }
             takes.sort_unstable();
             for (count, node) in takes {
