@@ -10,7 +10,7 @@ use http::Request;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
-const SAID_LIMIT: Duration = Duration::from_secs(120);
+const SAID_LIMIT: Duration = Duration::from_secs(60);
 
 /// Each with what its refusal has to say.
 fn wrong_from_the_start() -> Vec<(Value, &'static str)> {

@@ -15,7 +15,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 /// Until a first member was restarted.
-const STEP_LIMIT: Duration = Duration::from_secs(180);
+const STEP_LIMIT: Duration = Duration::from_secs(90);
 /// How long the first changed member is looked at.
 const SOAK_S: u64 = 8;
 /// Until something that was deleted is there again.

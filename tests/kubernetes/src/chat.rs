@@ -26,7 +26,7 @@ use crate::wait::{until, until_any};
 /// What each of these clusters is called; its namespace is its own.
 pub const NAME: &str = "chat";
 /// From nothing, or from anything, to all as the spec wants it, on a busy machine.
-pub const READY_LIMIT: Duration = Duration::from_secs(300);
+pub const READY_LIMIT: Duration = Duration::from_secs(180);
 /// Over which a node that is drained tells its people to connect elsewhere.
 const DRAIN_SPREAD: &str = "2s";
 /// Messages that show that people can chat.
