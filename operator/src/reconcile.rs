@@ -334,18 +334,12 @@ impl<C: Connect> Reconciler<C> {
             .as_ref()
             .map(|seen| seen.cluster_version)
             .or(known);
-        // Between the last Pod and the next one, what ran last is what runs.
-        let mut running = look.kubernetes.running.clone();
-        if running.is_empty()
-            && let Some(status) = &cluster.status
-        {
-            let last = status
-                .current_version
-                .clone()
-                .zip(status.current_image.clone());
-            running.extend(last);
-        }
-        resolve::target(cluster, &self.image_repository, &running, version)
+        resolve::target(
+            cluster,
+            &self.image_repository,
+            &look.kubernetes.running,
+            version,
+        )
     }
 
     /// Looks at the cluster itself, and puts it beside what Kubernetes has.

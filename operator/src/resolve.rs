@@ -18,7 +18,7 @@ pub struct Target {
 }
 
 /// A step that the cluster cannot make is refused: what runs goes on running, and is made anew
-/// like that when it is lost.
+/// like that when it is lost, also when that was the last of it.
 pub fn target(
     cluster: &ImCluster,
     repository: &str,
@@ -26,6 +26,14 @@ pub fn target(
     cluster_version: Option<u32>,
 ) -> Target {
     let version = cluster.spec.version.clone();
+    let last = cluster.status.as_ref().and_then(|status| {
+        let last = status.current_version.clone();
+        last.zip(status.current_image.clone())
+    });
+    let running = match running {
+        [] => last.as_slice(),
+        running => running,
+    };
     let releases: Vec<&str> = running
         .iter()
         .map(|(version, _)| version.as_str())
@@ -98,5 +106,43 @@ pub fn desired(context: &Context<'_>, files: &NodeFiles, refused: Option<String>
             .map(|_| spec.deletion_policy),
         paused: spec.paused,
         upgrade_refused: refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn cluster(version: &str, status: serde_json::Value) -> ImCluster {
+        let object = json!({
+            "apiVersion": "carillon.dev/v1alpha1",
+            "kind": "ImCluster",
+            "metadata": {"name": "chat"},
+            "spec": {"version": version, "storage": {"size": "1Gi"}},
+            "status": status,
+        });
+        serde_json::from_value(object).expect("it parses")
+    }
+
+    /// A release that the cluster cannot make is not rolled out by the loss of its last Pod.
+    #[test]
+    fn what_ran_last_is_made_anew_when_the_next_release_is_refused() {
+        let status = json!({"currentVersion": "0.2.0", "currentImage": "here/node:0.2.0"});
+        let refused = cluster("0.9.0", status.clone());
+        for running in [
+            vec![],
+            vec![("0.2.0".to_owned(), "here/node:0.2.0".to_owned())],
+        ] {
+            let target = target(&refused, "node", &running, Some(2));
+            assert!(target.refused.is_some(), "{target:?}");
+            assert_eq!(
+                (target.version.as_str(), target.image.as_str()),
+                ("0.2.0", "here/node:0.2.0")
+            );
+        }
+        let first = target(&cluster("0.2.0", json!({})), "node", &[], None);
+        assert_eq!((first.image.as_str(), first.refused), ("node:0.2.0", None));
     }
 }
