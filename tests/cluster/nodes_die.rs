@@ -213,6 +213,11 @@ async fn a_node_without_the_others_is_not_ready() -> Result<()> {
         ensure!(Instant::now() < deadline, "still {code}: {text}");
         sleep(Duration::from_millis(100)).await;
     }
+    // What the alert asks for says the same: leaders that say nothing are none.
+    let http = &cluster.node(1).addresses().http;
+    let (_, metrics) = http_get(http, "/metrics", NOT_READY_LIMIT).await?;
+    let all_led = "carillon_shards_without_leader 0\n";
+    ensure!(!metrics.contains(all_led), "all shards are led, it says");
     for other in [2, 3] {
         cluster.thaw(other)?;
     }

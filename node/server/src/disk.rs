@@ -34,7 +34,7 @@ const RESERVE_PARTS_MIN: u64 = 8;
 const MARGIN_PARTS: u64 = 4;
 
 /// The file system of a directory.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Disk {
     /// Its size.
     pub bytes: u64,
@@ -120,6 +120,7 @@ pub struct Room {
     level: watch::Sender<Level>,
     /// The level, for the path of a message.
     known_level: AtomicU64,
+    disk_bytes: AtomicU64,
     free_bytes: AtomicU64,
     reserve_bytes: AtomicU64,
 }
@@ -135,6 +136,7 @@ impl Room {
             reserve,
             level: watch::Sender::new(Level::Roomy),
             known_level: AtomicU64::default(),
+            disk_bytes: AtomicU64::default(),
             free_bytes: AtomicU64::default(),
             reserve_bytes: AtomicU64::default(),
         };
@@ -147,9 +149,12 @@ impl Room {
         self.reserve_bytes.load(Ordering::Relaxed)
     }
 
-    /// What was free at the last look, bytes.
-    pub fn free_bytes(&self) -> u64 {
-        self.free_bytes.load(Ordering::Relaxed)
+    /// The disk at the last look.
+    pub fn disk(&self) -> Disk {
+        Disk {
+            bytes: self.disk_bytes.load(Ordering::Relaxed),
+            free_bytes: self.free_bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Commands of clients are taken.
@@ -187,6 +192,7 @@ impl Room {
     fn note(&self, disk: Disk) {
         let reserve_bytes = self.reserve.bytes(disk.bytes);
         self.reserve_bytes.store(reserve_bytes, Ordering::Relaxed);
+        self.disk_bytes.store(disk.bytes, Ordering::Relaxed);
         self.free_bytes.store(disk.free_bytes, Ordering::Relaxed);
         let before = *self.level.borrow();
         let now = before.next(disk.free_bytes, reserve_bytes);

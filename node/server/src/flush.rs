@@ -163,8 +163,8 @@ pub async fn run(
             // What is flushed frees more of the log than it takes.
             || (written > 0 && !room.takes_commands());
         // A flush that does not fit would end the node; nothing else is written by now.
-        let fits =
-            room.takes_commands() || room.free_bytes() > flusher.store().stats().memtable_bytes;
+        let fits = room.takes_commands()
+            || room.disk().free_bytes > flusher.store().stats().memtable_bytes;
         if !due || !fits {
             continue;
         }

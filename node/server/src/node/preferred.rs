@@ -121,9 +121,7 @@ impl Node {
     /// The node answers, and is neither about to stop nor short of disk: then it would only hand on
     /// what it gets.
     async fn takes_leads(&self, node: NodeId) -> bool {
-        let status = self.calls.status_of(node).await;
-        let status = status.and_then(|status| status.node);
-        status.is_some_and(|status| !status.draining && !status.disk_short)
+        self.leads_of_one_that_takes_more(node).await.is_some()
     }
 
     /// Hands one shard over; false when that has to wait, and nothing was changed.

@@ -55,7 +55,9 @@ impl Node {
             for node in others {
                 let known = match leads.entry(node) {
                     Entry::Occupied(known) => *known.get(),
-                    Entry::Vacant(new) => *new.insert(self.leads_of_one_with_room(node).await),
+                    Entry::Vacant(new) => {
+                        *new.insert(self.leads_of_one_that_takes_more(node).await)
+                    }
                 };
                 takes.extend(known.map(|count| (count, node)));
             }
@@ -78,7 +80,7 @@ impl Node {
     }
 
     /// How many shards a node leads; none when it has no room for more, stops, or does not answer.
-    async fn leads_of_one_with_room(&self, node: NodeId) -> Option<u32> {
+    pub(super) async fn leads_of_one_that_takes_more(&self, node: NodeId) -> Option<u32> {
         let status = self.calls.status_of(node).await?.node?;
         (!status.draining && !status.disk_short).then_some(status.leaders)
     }

@@ -16,7 +16,6 @@ use carillon_proto::internal::{
 use carillon_raft::{Member, Role};
 
 use super::{Node, RETRY_INTERVAL};
-use crate::disk::Disk;
 use crate::flush;
 use crate::metrics::Observed;
 use crate::peer::group::{config_to_proto, member_to_proto};
@@ -123,8 +122,12 @@ impl Node {
         let cluster = self.cluster();
         let meta = cluster.meta();
         let shards = meta.map.shards.iter().map(|shard| shard.shard_id);
-        let unled = shards.filter(|shard| cluster.leader(*shard).is_none());
-        unled.count() as u64
+        let has_leader = |shard: &ShardId| match cluster.replica(*shard) {
+            Some(_) => self.is_led(*shard),
+            // Who leads elsewhere is known as long as its node is linked.
+            None => cluster.leader(*shard).is_some(),
+        };
+        shards.filter(|shard| !has_leader(shard)).count() as u64
     }
 
     /// The metrics page.
@@ -141,7 +144,7 @@ impl Node {
                 .max()
                 .unwrap_or(0)
         };
-        let disk = Disk::of(&self.config.data_dir).unwrap_or_default();
+        let disk = self.room.disk();
         let observed = Observed {
             replicas: replicas.len() as u64,
             leaders: replicas.iter().filter(|replica| replica.leads()).count() as u64,
@@ -179,7 +182,7 @@ impl Node {
     pub fn status(&self) -> StatusResponse {
         let replicas = self.cluster().replicas();
         let (log, store) = (self.log.stats(), self.store.stats());
-        let disk = Disk::of(&self.config.data_dir).ok();
+        let disk = self.room.disk();
         let node = NodeStatus {
             node_id: self.config.node_id,
             client_address: self.config.client_address(),
@@ -207,8 +210,8 @@ impl Node {
             deliveries: self.services.gateway.metrics().deliveries(),
             entries_proposed: self.services.metrics.entries_proposed(),
             run: self.run,
-            disk_bytes: disk.map_or(0, |disk| disk.bytes),
-            disk_free_bytes: disk.map_or(0, |disk| disk.free_bytes),
+            disk_bytes: disk.bytes,
+            disk_free_bytes: disk.free_bytes,
             silent_ms: 0,
             capacity_bytes: 0,
             cluster_version_min: self.config.supported().min.0,
