@@ -248,8 +248,21 @@ impl Authorities {
         self.trusted = all;
     }
 
+    /// Puts all of it into a Secret; what else that has of annotations stays.
+    pub fn write(&self, secret: &mut Secret) {
+        let (data, annotations) = self.written();
+        secret.data = Some(data);
+        let all = secret.metadata.annotations.get_or_insert_default();
+        for (name, value) in annotations {
+            match value {
+                Some(value) => all.insert(name.to_owned(), value),
+                None => all.remove(name),
+            };
+        }
+    }
+
     /// The Secret's data, and its annotations; nothing is an annotation that must not be there.
-    pub fn written(&self) -> (BTreeMap<String, ByteString>, Annotations) {
+    fn written(&self) -> (BTreeMap<String, ByteString>, Annotations) {
         let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
         let mut data = BTreeMap::from([
             (
@@ -311,14 +324,8 @@ mod tests {
 
     /// Through a Secret and back.
     fn again(all: &Authorities) -> Authorities {
-        let (data, annotations) = all.written();
-        let mut secret = Secret {
-            data: Some(data),
-            ..Secret::default()
-        };
-        let set = annotations.into_iter();
-        let set = set.filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        secret.metadata.annotations = Some(set.collect());
+        let mut secret = Secret::default();
+        all.write(&mut secret);
         Authorities::read(&secret).expect("it is there")
     }
 

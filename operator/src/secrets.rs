@@ -117,7 +117,7 @@ impl<'a> Secrets<'a> {
         let mut held = self.held(secret, authorities, given)?;
         if missing {
             // Refused when somebody else was faster; the next pass has that one's.
-            held.write();
+            held.authorities.write(&mut held.secret);
             held.secret = self
                 .api
                 .create(&PostParams::default(), &held.secret)
@@ -220,7 +220,7 @@ impl<'a> Secrets<'a> {
     }
 
     async fn replace(&self, held: &mut Held) -> Result<(), SecretsError> {
-        held.write();
+        held.authorities.write(&mut held.secret);
         let name = names::authority(self.context.name);
         let params = PostParams::default();
         held.secret = self.api.replace(&name, &params, &held.secret).await?;
@@ -357,21 +357,6 @@ impl<'a> Secrets<'a> {
             bundle: text(&data, BUNDLE).unwrap_or_default(),
             ours,
         }))
-    }
-}
-
-impl Held {
-    fn write(&mut self) {
-        let (data, annotations) = self.authorities.written();
-        self.secret.data = Some(data);
-        let all = &mut self.secret.metadata.annotations;
-        let all = all.get_or_insert_default();
-        for (name, value) in annotations {
-            match value {
-                Some(value) => all.insert(name.to_owned(), value),
-                None => all.remove(name),
-            };
-        }
     }
 }
 

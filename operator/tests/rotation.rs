@@ -164,14 +164,8 @@ impl World {
 
     /// Through the Secret, as the API server has it.
     fn write(&mut self, all: &Authorities) {
-        let (data, annotations) = all.written();
-        let mut secret = Secret {
-            data: Some(data),
-            ..Secret::default()
-        };
-        let set = annotations.into_iter();
-        let set = set.filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        secret.metadata.annotations = Some(set.collect());
+        let mut secret = Secret::default();
+        all.write(&mut secret);
         self.kept = Authorities::read(&secret);
         self.version += 1;
         self.writes += 1;
