@@ -1,8 +1,8 @@
 //! A node from start to stop: opens what is on disk, joins or makes the cluster, starts
 //! its replicas as the shard map says (`replicas`) or splits have made them (`born`), ends those
 //! that their neighbours have taken over (`merged`), serves (`serve`, `status`), gives leads
-//! back (`preferred`) or away (`short`), steers the cluster while it leads the meta group (`steering`), and
-//! leaves in order (`leave`).
+//! back (`preferred`) or away (`short`), steers the cluster while it leads the meta group
+//! (`steering`), and leaves in order (`leave`).
 //!
 //! Owner of the state: [`Node`] holds the parts; each part owns its own.
 
