@@ -32,8 +32,8 @@ pub trait GroupRegistry: Send + Sync + 'static {
     /// The group of a shard that has a replica here.
     fn group(&self, shard: ShardId) -> Option<Group>;
 
-    /// Whether it takes entries with commands from its leader now. Those of elections and of
-    /// changes of members, which are few and small, it always takes.
+    /// Whether it takes more entries with commands from its leader now. Those of elections and of
+    /// changes of members, which are few and small, it always takes, and those that it has.
     fn takes_commands(&self, shard: ShardId) -> bool;
 }
 
@@ -219,9 +219,16 @@ async fn append(group: Group, answer: Answer, mut body: Bytes, takes_commands: b
     if is_beginning && group.wants_snapshot() {
         return answer.code(WANTS_SNAPSHOT);
     }
-    let is_command = |entry: &Entry| matches!(entry.payload, EntryPayload::Normal(_));
-    if !takes_commands && request.entries.iter().any(is_command) {
-        return answer.code(NO_ROOM);
+    if !takes_commands {
+        // A new leader does not know what this log has, and sends some of it again before the
+        // first entry of its term, which may need this replica.
+        let held = group.last_log();
+        let is_new_command = |entry: &Entry| {
+            matches!(entry.payload, EntryPayload::Normal(_)) && Some(entry.log_id.index) > held
+        };
+        if request.entries.iter().any(is_new_command) {
+            return answer.code(NO_ROOM);
+        }
     }
     match group.raft().append_entries(request).await {
         Ok(response) => answer.send(|buffer| {

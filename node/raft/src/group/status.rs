@@ -68,6 +68,11 @@ pub struct GroupStatus {
 }
 
 impl Group {
+    /// The last index in its log.
+    pub(crate) fn last_log(&self) -> Option<u64> {
+        self.inner.raft.metrics().borrow_watched().last_log_index
+    }
+
     /// The present state. Cheap: reads what the group last published.
     pub fn status(&self) -> GroupStatus {
         let metrics = self.inner.raft.metrics();
