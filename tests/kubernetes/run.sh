@@ -93,7 +93,7 @@ export CARILLON_COMMAND=$CARGO_TARGET_DIR/release/carillon
 cargo test --release "${select[@]}" --locked --test smoke -- --include-ignored --test-threads 1 "$@"
 # Most of their time they wait; those that hurt machines take turns by themselves.
 cargo test --release "${select[@]}" --locked --test operator -- \
-    --include-ignored --test-threads 2 "$@"
+    --include-ignored --show-output --test-threads 3 "$@"
 
 if [ ${#untested[@]} = 0 ]; then
     echo "all tests on Kubernetes passed"

@@ -257,9 +257,11 @@ async fn the_operator_is_killed_while_it_works() -> anyhow::Result<()> {
             let works = async {
                 let chat = &trial.chat;
                 chat.becomes(json!({"nodes": 4})).await?;
-                chat.becomes(json!({"config": {"logging": {"filter": "debug"}}}))
-                    .await?;
-                chat.becomes(json!({"nodes": 3})).await?;
+                chat.becomes(json!({
+                    "nodes": 3,
+                    "config": {"logging": {"filter": "info,openraft=warn"}},
+                }))
+                .await?;
                 anyhow::Ok(())
             };
             tokio::select! {

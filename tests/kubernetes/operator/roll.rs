@@ -160,7 +160,7 @@ async fn settings_resources_and_certificates_change() -> anyhow::Result<()> {
         .run(async |trial| {
             let chat = &trial.chat;
             let change = json!({
-                "config": {"logging": {"filter": "debug"}},
+                "config": {"logging": {"filter": "info,openraft=warn"}},
                 "resources": {"limits": {"memory": "1Gi"}},
             });
             chat.becomes(change).await?;

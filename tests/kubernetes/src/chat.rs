@@ -29,8 +29,11 @@ pub const NAME: &str = "chat";
 pub const READY_LIMIT: Duration = Duration::from_secs(180);
 /// Over which a node that is drained tells its people to connect elsewhere.
 const DRAIN_SPREAD: &str = "2s";
+/// Between two sends of one device: twenty a second of the ten, which leaves the processors to
+/// the three clusters at a time and to Kubernetes.
+const SEND_INTERVAL: Duration = Duration::from_millis(500);
 /// Messages that show that people can chat.
-const SOME_MESSAGES: u64 = 150;
+const SOME_MESSAGES: u64 = 60;
 /// How long these may take.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(60);
 const CLIENT_PORT: u16 = 7400;
@@ -223,6 +226,7 @@ impl ChatCluster {
             groups: 4,
             group_members: 4,
             directs: 4,
+            send_interval: SEND_INTERVAL,
             access: self.access().await?,
             ..light
         };
