@@ -232,6 +232,10 @@ pub struct NodeConfig {
     #[serde(default, skip_serializing_if = "Section::is_empty")]
     #[schemars(schema_with = "section")]
     pub logging: Section,
+    /// Section [tracing]: traces of messages, sent to an OpenTelemetry collector.
+    #[serde(default, skip_serializing_if = "Section::is_empty")]
+    #[schemars(schema_with = "section")]
+    pub tracing: Section,
 }
 
 /// Settings by name; the node checks them.

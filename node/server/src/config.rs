@@ -93,6 +93,9 @@ pub struct Config {
     /// Structured logs on standard error.
     #[serde(default)]
     pub logging: Logging,
+    /// Traces of messages.
+    #[serde(default)]
+    pub tracing: TracingConfig,
 }
 
 /// Addresses to listen on, `ip:port`. In development mode loopback only.
@@ -531,6 +534,27 @@ pub enum LogFormat {
     Text,
     /// One object a line.
     Json,
+}
+
+/// The way of messages through the cluster, as traces of OpenTelemetry. To be the same on all
+/// nodes, or traces have gaps.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracingConfig {
+    /// Where a collector takes OTLP over gRPC, `http://HOST:PORT`. Default: nowhere, nothing is
+    /// traced.
+    pub otlp_endpoint: Option<String>,
+    /// The share of messages that are traced, 0 to 1. Default: 0.001.
+    pub sample_ratio: f64,
+}
+
+impl Default for TracingConfig {
+    fn default() -> Self {
+        Self {
+            otlp_endpoint: None,
+            sample_ratio: 0.001,
+        }
+    }
 }
 
 fn default_cluster_version_max() -> u32 {

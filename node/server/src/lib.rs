@@ -27,3 +27,4 @@ pub mod router;
 pub mod security;
 pub mod shard;
 pub mod socket;
+pub mod trace;

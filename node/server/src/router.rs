@@ -72,10 +72,19 @@ pub enum OpError {
     Internal(String),
 }
 
+/// What a sink is told with the answer to a command: what was asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// The sink's own number of it.
+    pub request: u64,
+    /// When this node was asked.
+    pub at: Instant,
+}
+
 /// Takes the answers to commands that were submitted without a task of their own.
 pub trait CommandSink: Send + Sync {
     /// Called exactly once for each submitted command, on a hot thread: cheap, never blocks.
-    fn complete(&self, request: u64, result: Result<Reply, OpError>);
+    fn complete(&self, asked: Asked, result: Result<Reply, OpError>);
 }
 
 /// Takes the answer to one delivered batch.
@@ -130,7 +139,7 @@ pub type Settled = Result<Response, Undone>;
 enum Sink {
     Command {
         sink: Arc<dyn CommandSink>,
-        request: u64,
+        asked: Asked,
     },
     Call(oneshot::Sender<Result<Response, OpError>>),
     Deliver(Arc<dyn DeliverSink>),
@@ -254,7 +263,7 @@ impl Router {
         self.cluster.shard_of(slot)
     }
 
-    /// Submits a command; the answer goes to `sink` under `request`. Commands of one caller
+    /// Submits a command; the answer goes to `sink` with what was `asked`. Commands of one caller
     /// to one shard are proposed in the order in which they were submitted. Never blocks.
     pub fn submit(
         &self,
@@ -262,12 +271,12 @@ impl Router {
         command: Bytes,
         deadline: Instant,
         sink: Arc<dyn CommandSink>,
-        request: u64,
+        asked: Asked,
     ) {
         let operation = Operation {
             payload: Payload::Command(command),
             deadline: Some(deadline),
-            sink: Sink::Command { sink, request },
+            sink: Sink::Command { sink, asked },
             about: About::Slot(slot),
         };
         self.enter(self.shard_of(slot), operation);
@@ -749,14 +758,14 @@ fn finish(completed: Completed) {
                 // The caller may have gone away; then nobody wants the answer.
                 let _ = sender.send(result);
             }
-            Sink::Command { sink, request } => {
+            Sink::Command { sink, asked } => {
                 let result = result.and_then(|response| match response {
                     Response::Reply(reply) => Ok(reply),
                     other => Err(OpError::Internal(format!(
                         "a command was answered with {other:?}"
                     ))),
                 });
-                sink.complete(request, result);
+                sink.complete(asked, result);
             }
             Sink::Deliver(sink) => sink.delivered(result.map(drop)),
         }

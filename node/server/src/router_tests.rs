@@ -105,19 +105,23 @@ fn requests(arrived: &[Arrived]) -> Vec<u64> {
 struct Outcomes(Mutex<BTreeMap<u64, Result<Reply, OpError>>>);
 
 impl CommandSink for Outcomes {
-    fn complete(&self, request: u64, result: Result<Reply, OpError>) {
-        let before = self.0.lock().insert(request, result);
-        assert!(before.is_none(), "operation {request} ended twice");
+    fn complete(&self, asked: Asked, result: Result<Reply, OpError>) {
+        self.note(asked.request, result);
     }
 }
 
 impl DeliverSink for Outcomes {
     fn delivered(&self, result: Result<(), OpError>) {
-        self.complete(0, result.map(|()| Reply::Done));
+        self.note(0, result.map(|()| Reply::Done));
     }
 }
 
 impl Outcomes {
+    fn note(&self, request: u64, result: Result<Reply, OpError>) {
+        let before = self.0.lock().insert(request, result);
+        assert!(before.is_none(), "operation {request} ended twice");
+    }
+
     fn of(&self, request: u64) -> Option<Result<Reply, OpError>> {
         self.0.lock().get(&request).cloned()
     }
@@ -201,7 +205,11 @@ impl Fixture {
     fn submit_to(&self, slot: Slot, request: u64, deadline: Instant) {
         let command = Bytes::copy_from_slice(&request.to_le_bytes());
         let sink = self.outcomes.clone();
-        self.router.submit(slot, command, deadline, sink, request);
+        let asked = Asked {
+            request,
+            at: Instant::now(),
+        };
+        self.router.submit(slot, command, deadline, sink, asked);
     }
 
     /// The shard's second half is being split off.

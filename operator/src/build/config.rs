@@ -164,6 +164,7 @@ fn sections(config: &NodeConfig) -> Map<String, Value> {
         ("clients", &config.clients),
         ("disk", &config.disk),
         ("logging", &logging),
+        ("tracing", &config.tracing),
     ];
     for (name, section) in named {
         // null is how a merge patch takes a setting out; it is the same here.

@@ -107,6 +107,32 @@ impl Config {
         Ok(())
     }
 
+    fn validate_tracing(&self) -> Result<(), ConfigError> {
+        let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
+        let ratio = self.tracing.sample_ratio;
+        if !(0.0..=1.0).contains(&ratio) {
+            let problem = format!("is {ratio}, must be 0 to 1");
+            return invalid("tracing.sample_ratio", problem);
+        }
+        let Some(endpoint) = &self.tracing.otlp_endpoint else {
+            return Ok(());
+        };
+        let uri: Option<http::Uri> = endpoint.parse().ok();
+        match uri.as_ref().and_then(http::Uri::scheme_str) {
+            Some("http") => Ok(()),
+            Some("https") => {
+                let problem = "begins with https, which a node does not speak to a collector: \
+                               let one run on its machine or in its network, which encrypts \
+                               what it passes on";
+                invalid("tracing.otlp_endpoint", problem.into())
+            }
+            _ => invalid(
+                "tracing.otlp_endpoint",
+                format!("is {endpoint:?}, must be http://HOST:PORT, often port 4317"),
+            ),
+        }
+    }
+
     /// Refuses what cannot work, by field.
     pub(super) fn validate(&self, mode: Mode) -> Result<(), ConfigError> {
         let invalid = |field, problem: String| Err(ConfigError::Invalid { field, problem });
@@ -206,6 +232,7 @@ impl Config {
         if let Err(error) = self.log.options(&self.data_dir).validate() {
             return invalid("log", error.to_string());
         }
+        self.validate_tracing()?;
         if let Err(error) = EnvFilter::try_new(&self.logging.filter) {
             return invalid("logging.filter", error.to_string());
         }

@@ -148,6 +148,21 @@ fn what_cannot_work_is_refused() {
             "[logging]\nfilter = \"a=b=c\"\n[cluster]",
             "logging.filter",
         ),
+        (
+            "[cluster]",
+            "[tracing]\nsample_ratio = 1.5\n[cluster]",
+            "tracing.sample_ratio",
+        ),
+        (
+            "[cluster]",
+            "[tracing]\notlp_endpoint = \"https://collector:4317\"\n[cluster]",
+            "tracing.otlp_endpoint",
+        ),
+        (
+            "[cluster]",
+            "[tracing]\notlp_endpoint = \"collector:4317\"\n[cluster]",
+            "tracing.otlp_endpoint",
+        ),
     ] {
         let text = MINIMAL.replacen(from, to, 1);
         assert_ne!(text, MINIMAL, "the case for {field} changes something");

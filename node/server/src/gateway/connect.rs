@@ -29,7 +29,7 @@ use super::queue::Gate;
 use super::registry::Listener;
 use super::session::{Session, SessionBody};
 use super::{Gateway, content, now_ms};
-use crate::router::{CommandSink, OpError};
+use crate::router::{Asked, CommandSink, OpError};
 use crate::security::denied;
 
 /// Answers a `Connect` request: the stream lives on in a task and in the body.
@@ -78,7 +78,7 @@ pub(super) fn connect(
 struct Forget;
 
 impl CommandSink for Forget {
-    fn complete(&self, _request: u64, _result: Result<Reply, OpError>) {}
+    fn complete(&self, _asked: Asked, _result: Result<Reply, OpError>) {}
 }
 
 /// Who said hello.
@@ -343,13 +343,14 @@ impl Reader {
             Ok((conversation, command)) => {
                 let deadline = self.heard_at + self.gateway.limits.op_timeout;
                 let sink = self.session.clone();
-                self.gateway.router.submit(
-                    conversation.slot(),
-                    command,
-                    deadline,
-                    sink,
-                    request_id,
-                );
+                let asked = Asked {
+                    request: request_id,
+                    at: self.heard_at,
+                };
+                let slot = conversation.slot();
+                self.gateway
+                    .router
+                    .submit(slot, command, deadline, sink, asked);
             }
             Err(failure) => self.session.finish_send(request_id, Err(failure)),
         }
@@ -392,9 +393,14 @@ impl Reader {
         let deadline = now + self.gateway.limits.op_timeout;
         // A cursor that is lost costs a longer catch-up, nothing more.
         let sink = self.nothing.clone();
+        let asked = Asked {
+            request: 0,
+            at: now,
+        };
+        let (slot, command) = (identity.user.slot(), command.freeze());
         self.gateway
             .router
-            .submit(identity.user.slot(), command.freeze(), deadline, sink, 0);
+            .submit(slot, command, deadline, sink, asked);
     }
 }
 

@@ -49,8 +49,10 @@ use self::registry::{Listener, Registry};
 pub use self::service::{ChatService, Explained, Known, code};
 use self::session::{Place, Places, Session};
 use self::subscriptions::Subscriptions;
+use crate::query::message_id;
 use crate::router::Router;
 use crate::security::Security;
+use crate::trace::Tracer;
 
 /// How often it is looked for streams whose token has ended.
 const CREDENTIALS_LOOK: Duration = Duration::from_secs(5);
@@ -67,6 +69,8 @@ pub struct GatewayOptions {
     pub metrics: Arc<GatewayMetrics>,
     /// Who may call.
     pub security: Arc<Security>,
+    /// Who is told of messages, if they are traced.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// See the module.
@@ -76,6 +80,7 @@ pub struct Gateway {
     router: Arc<Router>,
     metrics: Arc<GatewayMetrics>,
     security: Arc<Security>,
+    tracer: Option<Arc<Tracer>>,
     registry: Arc<Registry>,
     subscriptions: Arc<Subscriptions>,
     pushes: Arc<Pushes>,
@@ -108,6 +113,7 @@ impl Gateway {
             router,
             metrics,
             security,
+            tracer,
         } = options;
         let registry = Arc::new(Registry::new());
         let subscriptions = Subscriptions::new(node_id, router.clone(), registry.clone());
@@ -117,6 +123,7 @@ impl Gateway {
             router,
             metrics,
             security,
+            tracer,
             registry,
             subscriptions,
             pushes: Arc::default(),
@@ -142,12 +149,15 @@ impl Gateway {
     /// `v1.Message`, and for each user there is its place in the inbox and the unread
     /// count after it. Along one inbox, calls must come in order; a gap becomes a Resync.
     pub fn on_push<'a>(&self, message: Bytes, targets: impl Iterator<Item = (&'a [u8], u64, u32)>) {
+        let began = self.tracer.as_ref().map(|tracer| (tracer, Instant::now()));
+        let mut users = 0;
         let mut wakers = Vec::with_capacity(targets.size_hint().0);
         for (user, inbox_seq, unread) in targets {
             let listened = self
                 .registry
                 .push(user, inbox_seq, unread, &message, &mut wakers);
             if listened {
+                users += 1;
                 continue;
             }
             // The leader does not know yet that they have gone, or never will unless told.
@@ -156,6 +166,11 @@ impl Gateway {
             }
         }
         self.pushes.add(wakers);
+        if let Some((tracer, began)) = began
+            && let Some(message) = message_id(&message)
+        {
+            tracer.pushed(message, began.into_std(), users);
+        }
     }
 
     /// Lets pushed messages leave, until the node stops.
@@ -310,6 +325,7 @@ impl Gateway {
         let session = Session::new(
             self.limits.session_queue_bytes_max,
             self.metrics.clone(),
+            self.tracer.clone(),
             caller,
             place,
         );

@@ -12,18 +12,21 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use carillon_auth::caller::Caller;
 use carillon_core::Reply;
+use carillon_core::ids::MessageId;
 use carillon_proto::v1::server_frame::Frame;
 use carillon_proto::v1::{Kick, Sent, kick};
 use futures_util::task::AtomicWaker;
 use http_body::Frame as BodyFrame;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::errors::Failure;
 use super::metrics::{GatewayMetrics, KickReason, ResyncReason};
 use super::queue::{End, Gate, Pushed, SessionQueue, Taken};
-use crate::router::{CommandSink, OpError};
+use crate::router::{Asked, CommandSink, OpError};
+use crate::trace::Tracer;
 
 /// Counts what holds a place among `sessions_max`, and tells when all have gone.
 #[derive(Debug, Default)]
@@ -90,6 +93,7 @@ pub(super) struct Session {
     /// The task that reads frames: waits for space, or for the end.
     reader: AtomicWaker,
     metrics: Arc<GatewayMetrics>,
+    tracer: Option<Arc<Tracer>>,
     caller: Caller,
     _place: Place,
 }
@@ -98,6 +102,7 @@ impl Session {
     pub fn new(
         queue_bytes_max: usize,
         metrics: Arc<GatewayMetrics>,
+        tracer: Option<Arc<Tracer>>,
         caller: Caller,
         place: Place,
     ) -> Arc<Self> {
@@ -110,6 +115,7 @@ impl Session {
             }),
             reader: AtomicWaker::new(),
             metrics,
+            tracer,
             caller,
             _place: place,
         })
@@ -344,8 +350,21 @@ impl Drop for Session {
 }
 
 impl CommandSink for Session {
-    fn complete(&self, request: u64, result: Result<Reply, OpError>) {
-        self.finish_send(request, sent(request, result));
+    fn complete(&self, asked: Asked, result: Result<Reply, OpError>) {
+        let result = sent(asked.request, result);
+        if let Some(tracer) = &self.tracer {
+            trace_send(tracer, asked.at, &result);
+        }
+        self.finish_send(asked.request, result);
+    }
+}
+
+/// A send that was given to a shard has been answered.
+pub(super) fn trace_send(tracer: &Tracer, asked_at: Instant, result: &Result<Sent, Failure>) {
+    let began = asked_at.into_std();
+    match result {
+        Ok(sent) => tracer.sent(MessageId(sent.message_id), began, sent.duplicate),
+        Err(failure) => tracer.refused(began, failure.reason),
     }
 }
 
@@ -445,7 +464,7 @@ mod tests {
     /// A live stream whose queue takes no delivery beyond a few bytes.
     fn session() -> Arc<Session> {
         let place = Arc::<Places>::default().take(1).expect("a place");
-        let session = Session::new(100, Arc::default(), Caller::Anyone, place);
+        let session = Session::new(100, Arc::default(), None, Caller::Anyone, place);
         assert!(session.go_live(
             0,
             |_| Frame::Welcome(carillon_proto::v1::Welcome::default())

@@ -55,6 +55,7 @@ use crate::security::Security;
 use crate::shard::beat::Beat;
 use crate::shard::{Replica, Services};
 use crate::socket;
+use crate::trace::Tracer;
 use local::{LocalReplicas, Presence};
 use serve::{serve_clients, serve_local, serve_operators, serve_peers};
 use steering::Sight;
@@ -209,6 +210,10 @@ pub async fn run(mut config: Config, stop: impl Future<Output = ()>) -> anyhow::
         () = node.restart.notified() => Ended::Restarts,
     };
     node.leave().await;
+    if let Some(tracer) = node.services.tracer.clone() {
+        // It blocks: a collector may be away.
+        tokio::task::spawn_blocking(move || tracer.stop()).await?;
+    }
     socket::remove(&socket::path(&node.config.data_dir));
     Ok(ended)
 }
@@ -239,6 +244,8 @@ impl Node {
         let connection_metrics = ConnectionMetrics::register(&mut metrics);
         let gateway_metrics = Arc::new(GatewayMetrics::default());
         gateway_metrics.register(&mut metrics);
+        let tracer = Tracer::start(&config, &mut metrics)
+            .context("configuration field tracing.otlp_endpoint")?;
         let cluster = Cluster::new(config.node());
         let calls = PeerCalls::new(cluster.clone(), identity.clone());
         let router = Router::new(cluster.clone());
@@ -248,6 +255,7 @@ impl Node {
             router: router.clone(),
             metrics: gateway_metrics,
             security: security.clone(),
+            tracer: tracer.clone(),
         });
         let fanout = Fanout::new(cluster.clone(), router.clone());
         let beat = Beat::new(&config.raft);
@@ -264,6 +272,7 @@ impl Node {
                 beat,
                 metrics: node_metrics,
                 room: room.clone(),
+                tracer,
             },
             room,
             calls,

@@ -20,7 +20,7 @@ use carillon_core::{
 use carillon_proto::internal::{self, Answer, Query, answer, query};
 use carillon_proto::v1;
 
-pub use self::wire::{conversation, encode_message};
+pub use self::wire::{conversation, encode_message, message_id};
 
 /// Why a query has no answer of its kind.
 enum Unanswered {

@@ -270,7 +270,10 @@ fn pushed_messages_are_what_pages_hold() {
     for seq in [Seq(1), Seq(2)] {
         let id = conversation_id("g1");
         let record = read::message(&view, &id, seq).expect("stored");
-        let pushed = v1::Message::decode(encode_message(&id, seq, &record)).expect("decodes");
+        let encoded = encode_message(&id, seq, &record);
+        assert_eq!(message_id(&encoded), Some(record.message_id));
+        assert_eq!(message_id(&encoded[..1]), None);
+        let pushed = v1::Message::decode(encoded).expect("decodes");
         assert_eq!(pushed, wire::message(&id, seq, record));
         assert!(pushed.content.is_some());
     }

@@ -1,11 +1,13 @@
 //! From the core's records to the protocol's messages.
 
 use bytes::Bytes;
+use carillon_core::ids::MessageId;
 use carillon_core::records::{ConversationKind, MemberRecord, MessageRecord, Role};
 use carillon_core::reply::ConversationSummary;
 use carillon_core::{ConversationId, Seq, UserId};
 use carillon_proto::v1;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, decode_varint, skip_field};
 
 /// Mirror of `v1::Message` that shares the record's memory, for encoding only.
 #[derive(Clone, PartialEq, Message)]
@@ -42,6 +44,19 @@ pub fn encode_message(conversation: &ConversationId, seq: Seq, record: &MessageR
         content: record.content.clone(),
     };
     message.encode_to_vec().into()
+}
+
+/// The id of an encoded `v1::Message`; none when it is damaged.
+pub fn message_id(mut message: &[u8]) -> Option<MessageId> {
+    const TAG: u32 = 3;
+    while !message.is_empty() {
+        let (tag, wire_type) = decode_key(&mut message).ok()?;
+        if tag == TAG {
+            return decode_varint(&mut message).ok().map(MessageId);
+        }
+        skip_field(wire_type, tag, &mut message, DecodeContext::default()).ok()?;
+    }
+    None
 }
 
 /// A message in a page.

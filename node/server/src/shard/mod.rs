@@ -52,7 +52,9 @@ use crate::fanout::{DeliverBatch, Fanout};
 use crate::gateway::Gateway;
 use crate::metrics::NodeMetrics;
 use crate::peer::frames;
+use crate::query::message_id;
 use crate::router::{Payload, Response, Router, Undone};
+use crate::trace::Tracer;
 
 /// Conversations of the outbox that are read at a time.
 const OUTBOX_PAGE: usize = 1_000;
@@ -85,6 +87,8 @@ pub struct Services {
     pub metrics: Arc<NodeMetrics>,
     /// Whether the disk takes commands.
     pub room: Arc<Room>,
+    /// Who is told of messages, if they are traced.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// What a replica and its state machine share.
@@ -454,7 +458,7 @@ impl Replica {
                 } else {
                     (origins, effects)
                 };
-                self.answer(origins, effects);
+                self.answer(origins, effects, proposed);
             }
             Outcome::NotLeader { .. }
             | Outcome::NotReady
@@ -475,7 +479,7 @@ impl Replica {
         self.arm();
     }
 
-    fn answer(&self, origins: Vec<Origin>, effects: Vec<Effects>) {
+    fn answer(&self, origins: Vec<Origin>, effects: Vec<Effects>, proposed: Instant) {
         debug_assert_eq!(origins.len(), effects.len());
         let mut settled = Vec::new();
         let settle = |reply| match reply {
@@ -483,6 +487,9 @@ impl Replica {
             reply => Ok(Response::Reply(reply)),
         };
         for (origin, effect) in origins.into_iter().zip(effects) {
+            if let Some(tracer) = &self.services.tracer {
+                self.trace(tracer, &origin, &effect, proposed);
+            }
             match origin {
                 Origin::Lane { sequence } => settled.push((sequence, settle(effect.reply))),
                 Origin::Relay { link, correlation } => {
@@ -505,6 +512,27 @@ impl Replica {
             self.services
                 .router
                 .settle_all(self.shard, settled.into_iter());
+        }
+    }
+
+    /// A command has come to its end here.
+    fn trace(&self, tracer: &Tracer, origin: &Origin, effect: &Effects, proposed: Instant) {
+        match (origin, &effect.reply, &effect.event) {
+            (
+                Origin::Lane { .. } | Origin::Relay { .. },
+                Reply::Sent {
+                    message_id,
+                    duplicate: false,
+                    ..
+                },
+                _,
+            ) => tracer.replicated(self.shard, *message_id, proposed),
+            (Origin::Deliver { message, .. }, _, Some(Event::Delivered { deliveries, .. })) => {
+                if let Some(message) = message_id(message) {
+                    tracer.delivered(self.shard, message, proposed, deliveries.len());
+                }
+            }
+            _ => {}
         }
     }
 

@@ -5,15 +5,17 @@ use carillon_core::command::encode_send;
 use carillon_core::{ClientMessageId, Command, ConversationId, Refusal, Reply, Seq};
 use carillon_proto::internal::{self, answer, query};
 use carillon_proto::v1;
+use tokio::time::Instant;
 
 use super::{Call, encoded_content, page_entries};
 use crate::gateway::content;
 use crate::gateway::errors::Failure;
 use crate::gateway::limits::{PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX, PAGE_ENTRIES_DEFAULT};
-use crate::gateway::session::sent;
+use crate::gateway::session::{sent, trace_send};
 
 impl Call {
     pub(super) async fn send(self, request: v1::SendRequest) -> Result<v1::SendResponse, Failure> {
+        let asked_at = Instant::now();
         let conversation = ConversationId::parse(request.conversation_id)?;
         let client_message_id = ClientMessageId::parse(request.client_message_id)?;
         let content = encoded_content(request.content);
@@ -26,14 +28,21 @@ impl Call {
             &client_message_id,
             &content,
         );
-        let reply = self.command(conversation.slot(), command.freeze()).await?;
+        let reply =
+            self.gateway
+                .router
+                .command(conversation.slot(), command.freeze(), self.deadline);
+        let sent = sent(0, reply.await);
+        if let Some(tracer) = &self.gateway.tracer {
+            trace_send(tracer, asked_at, &sent);
+        }
         let v1::Sent {
             seq,
             message_id,
             sent_at_ms,
             duplicate,
             ..
-        } = sent(0, Ok(reply))?;
+        } = sent?;
         Ok(v1::SendResponse {
             seq,
             message_id,
