@@ -14,9 +14,10 @@ use kube::api::ListParams;
 
 use crate::build::{CLUSTER_LABEL, Context};
 use crate::cluster::{Connect, Credentials};
+use crate::memory::Memory;
 use crate::observe::{self, Objects};
 use crate::plan::MemberName;
-use crate::reconcile::{Memory, PAGE, ReconcileError, Reconciler, now_s, shared};
+use crate::reconcile::{PAGE, ReconcileError, Reconciler, now_s, shared};
 use crate::rotation::{self, Answers, Next, Question};
 use crate::secrets::{Held, Secrets};
 

@@ -20,6 +20,7 @@ pub mod discovery;
 pub mod events;
 pub mod known;
 pub mod lease;
+mod memory;
 pub mod observe;
 pub mod plan;
 pub mod queue;

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use carillon_crds::imcluster::{CertificateStatus, DeletionPolicy};
+use carillon_crds::imcluster::{DeletionPolicy, TlsMode};
 use carillon_crds::validate::validate;
 use carillon_crds::{ImCluster, ImClusterStatus};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
@@ -25,12 +25,12 @@ use crate::build::{
     CLUSTER_ID_ANNOTATION, CLUSTER_LABEL, Context, FIELD_MANAGER, FINALIZER, NODE_ANNOTATION,
     RELEASED_ANNOTATION, names, pod,
 };
-use crate::certify::Rotating;
-use crate::cluster::{Admin, AdminError, Connect, Credentials, Seen, Whose};
+use crate::cluster::{Admin, AdminError, Connect, Seen, Whose};
 use crate::discovery::Discovery;
 use crate::events::Events;
 use crate::known::Known;
 use crate::lease::Leadership;
+use crate::memory::Memory;
 use crate::observe::{self, Kubernetes, Objects};
 use crate::plan::{Desired, MemberName, Observed, Plan, Step, plan};
 use crate::queue::Key;
@@ -41,11 +41,6 @@ use crate::status::{self, Facts};
 /// Members of a cluster that is being deleted have nobody to hand over to: they stop in order,
 /// and do not wait for each other.
 const DELETION_GRACE_S: u32 = 15;
-/// What was applied is applied again after this, against what others changed.
-const APPLY_AGAIN_AFTER: Duration = Duration::from_secs(300);
-/// And when others changed or deleted one of them, at most this often: two that do not agree must
-/// not keep the API server busy.
-const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// When nothing waits, and when something does.
 const IDLE: Duration = Duration::from_secs(30);
 const BUSY: Duration = Duration::from_secs(3);
@@ -86,45 +81,6 @@ impl ReconcileError {
             }
             _ => false,
         }
-    }
-}
-
-/// What saves requests.
-#[derive(Default)]
-pub(crate) struct Memory {
-    applied: Option<(String, Instant)>,
-    /// Others changed or deleted something since it was applied.
-    disturbed: bool,
-    /// The uid of an ImCluster whose namespace is being deleted.
-    namespace_ends: Option<String>,
-    pub(crate) credentials: Option<Credentials>,
-    pub(crate) certificates: Option<CertificateStatus>,
-    pub(crate) rotating: Option<Rotating>,
-}
-
-impl Memory {
-    /// Whether what is applied may be left as it is.
-    fn is_current(&self, hash: &str) -> bool {
-        self.applied.as_ref().is_some_and(|(applied, when)| {
-            let after = match self.disturbed {
-                true => RESTORE_AGAIN_AFTER,
-                false => APPLY_AGAIN_AFTER,
-            };
-            applied == hash && when.elapsed() < after
-        })
-    }
-
-    /// When to look again, if it would be after `after` otherwise.
-    fn again_after(&self, after: Duration) -> Duration {
-        let mut after = after;
-        if let Some((_, when)) = self.applied.as_ref().filter(|_| self.disturbed) {
-            after = after.min(RESTORE_AGAIN_AFTER.saturating_sub(when.elapsed()));
-        }
-        if let Some(rotating) = &self.rotating {
-            let left = rotating.again_at.saturating_duration_since(Instant::now());
-            after = after.min(left);
-        }
-        after
     }
 }
 
@@ -438,9 +394,11 @@ impl<C: Connect> Reconciler<C> {
             .rotating
             .as_ref()
             .is_some_and(|one| one.again_at <= now);
-        if !current || rotates {
+        let given = context.cluster.spec.tls.mode == TlsMode::Secret;
+        if !current || rotates || (given && !memory.knows_authority()) {
             self.must_lead()?;
             self.certify(context, &members, memory).await?;
+            memory.certified = Some(now);
         }
         if current {
             return Ok(());
@@ -480,8 +438,7 @@ impl<C: Connect> Reconciler<C> {
                 .sweep(context.namespace, context.name, kind, kept)
                 .await?;
         }
-        memory.applied = Some((hash, Instant::now()));
-        memory.disturbed = false;
+        memory.applied(hash);
         Ok(())
     }
 

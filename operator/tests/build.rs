@@ -351,8 +351,10 @@ fn node_binary() -> PathBuf {
 
 #[test]
 fn a_node_takes_its_configuration() {
-    let cluster = cluster(|_| ());
+    let tracing = json!({"otlp_endpoint": "http://collector:4317", "sample_ratio": 0.01});
+    let cluster = cluster(|object| object["spec"]["config"]["tracing"] = tracing.clone());
     let files = files(&context(&cluster));
+    assert!(files.join.contains("[tracing]"), "{}", files.join);
     let folder = tempfile::tempdir().expect("a folder");
     let etc = folder.path().display().to_string();
     std::fs::create_dir(folder.path().join("zones")).expect("made");

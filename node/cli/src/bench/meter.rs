@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use hdrhistogram::Histogram;
+use rand::Rng as _;
 use serde::Serialize;
 use tokio::sync::Notify;
 
@@ -239,9 +240,14 @@ impl Meter {
     /// bytes, at least [`STAMP_BYTES`].
     pub fn content(&self, due: Nanos, size: usize) -> Content {
         let mut data = BytesMut::zeroed(size.max(STAMP_BYTES));
-        let mut stamp = &mut data[..STAMP_BYTES];
+        let (mut stamp, text) = data.split_at_mut(STAMP_BYTES);
         stamp.put_u64(self.run);
         stamp.put_u64(due);
+        // Of 32 letters, so that it compresses, but no better than what people write.
+        rand::rng().fill(text);
+        for letter in text {
+            *letter = b'`' | (*letter & 31);
+        }
         Content {
             custom: Some(Custom {
                 kind: Bytes::from_static(CONTENT_KIND),
