@@ -6,11 +6,13 @@ use std::time::Duration;
 use anyhow::ensure;
 use carillon_proto::admin::{SetPolicyRequest, Standing};
 use carillon_tests::harness::{
-    ClusterOptions, NodeOptions, RESTART_LIMIT, SmallDisk, fill_but_for, may_mount,
+    Cluster, ClusterOptions, NodeOptions, RESTART_LIMIT, SmallDisk, fill_but_for, may_mount,
 };
 use carillon_tests::scenario::Scenario;
 use tokio::time::{Instant, sleep};
 
+/// Between two looks at a node.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Messages that show that the cluster goes on.
 const SOME_MESSAGES: u64 = 400;
 /// How long they may take.
@@ -153,6 +155,16 @@ async fn who_sends_a_snapshot_of_a_move_dies() {
         .await;
 }
 
+/// A node looks at its disk a few times a second, and what it says decides.
+async fn says_it_is_short(cluster: &Cluster, node: u64) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PROGRESS_LIMIT;
+    while !cluster.node_status(node).await?.disk_short {
+        ensure!(Instant::now() < deadline, "it does not notice its disk");
+        sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
+}
+
 /// No replica is sent to a disk that has no room. The disk of a node becomes full while replicas
 /// come to it: what comes waits, no shard has fewer replicas for it, and nobody notices. With space
 /// again it gets its share.
@@ -184,6 +196,7 @@ async fn a_disk_is_full_while_replicas_come() {
             cluster.wait_placed(SMALL, 0..=0, MOVES_LIMIT).await?;
             let ballast = cluster.node(SMALL).data_dir().join("ballast");
             fill_but_for(&ballast, LEFT_BYTES)?;
+            says_it_is_short(cluster, SMALL).await?;
             cluster.set_standing(SMALL, Standing::Active).await?;
             load.wait_acknowledged(SOME_MESSAGES, PROGRESS_LIMIT)
                 .await?;

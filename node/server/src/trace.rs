@@ -229,9 +229,8 @@ impl Tracer {
 
     /// A shard's leader has stored the message, after a majority had it on disk.
     pub fn replicated(&self, shard: ShardId, message: MessageId, proposed: Instant) {
-        let shard = KeyValue::new("carillon.shard", i64::from(shard.0));
         self.stage("replicate", SpanKind::Internal, message, proposed, || {
-            vec![shard]
+            vec![KeyValue::new("carillon.shard", i64::from(shard.0))]
         });
     }
 

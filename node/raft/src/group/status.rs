@@ -49,6 +49,8 @@ pub struct GroupStatus {
     pub last_log: Option<u64>,
     /// The last entry that it knows to be committed.
     pub committed: Option<Position>,
+    /// The last entry that its leader has told it to be committed, though it may not have it.
+    pub told_committed: Option<Position>,
     /// The last entry that its machine has applied.
     pub applied: Option<Position>,
     /// The last entry that is durable in its machine, as far as reported.
@@ -65,6 +67,15 @@ pub struct GroupStatus {
     pub changing: bool,
     /// The other members, when this replica leads.
     pub followers: Vec<FollowerStatus>,
+}
+
+impl GroupStatus {
+    /// Committed entries that it has not applied; none before its leader has told it of any.
+    pub fn behind(&self) -> Option<u64> {
+        let next = |position: Option<Position>| position.map_or(0, |position| position.index + 1);
+        let committed = self.told_committed?;
+        Some(next(Some(committed)).saturating_sub(next(self.applied)))
+    }
 }
 
 impl Group {
@@ -109,6 +120,7 @@ impl Group {
             leader: metrics.current_leader.and_then(known),
             last_log: metrics.last_log_index,
             committed: position(&metrics.local_committed),
+            told_committed: position(&metrics.cluster_committed),
             applied: position(&self.inner.progress.applied.borrow()),
             flushed: position(&self.inner.progress.flushed.borrow().last),
             purged: position(&metrics.purged),

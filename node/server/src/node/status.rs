@@ -25,6 +25,10 @@ use crate::shard::Replica;
 /// A node that has not found the leaders of all its shards after this serves with those it found.
 const BEGIN_LIMIT: Duration = Duration::from_secs(60);
 
+/// Entries that a replica may lack when its node begins to serve: about what is under way at any
+/// moment.
+const BEHIND_ENTRIES_MAX: u64 = 256;
+
 /// Whether a node serves that has replicas of so many shards, some of them without a leader. When
 /// it begins it waits for all. Later it stays while it finds half: one that is cut off finds
 /// none, and a few shards that have lost their majorities must not take the rest from people.
@@ -66,8 +70,31 @@ impl Node {
         let leaderless = here.iter().filter(|shard| !self.is_led(**shard));
         let leaderless: Vec<u32> = leaderless.map(|shard| shard.0).collect();
         let began = self.has_served.load(Ordering::Acquire) || self.started.elapsed() > BEGIN_LIMIT;
-        (!serves(here.len(), leaderless.len(), began))
-            .then(|| format!("shards without a leader that has a majority: {leaderless:?}"))
+        if !serves(here.len(), leaderless.len(), began) {
+            return Some(format!(
+                "shards without a leader that has a majority: {leaderless:?}"
+            ));
+        }
+        if self.has_served.load(Ordering::Acquire) {
+            return None;
+        }
+        // It could serve, since leaders answer; but who takes the next node away, trusting in this
+        // one, would wait until it has caught up.
+        let led = here.iter().filter(|shard| !leaderless.contains(&shard.0));
+        let behind: Vec<u32> = led
+            .filter(|shard| self.is_behind(**shard))
+            .map(|shard| shard.0)
+            .collect();
+        (!behind.is_empty()).then(|| format!("replicas that have to catch up: {behind:?}"))
+    }
+
+    /// Whether the replica here lacks much of what is committed.
+    fn is_behind(&self, shard: ShardId) -> bool {
+        let replica = self.cluster().replica(shard);
+        replica.is_none_or(|replica| {
+            let behind = replica.group().status().behind();
+            behind.is_none_or(|entries| entries > BEHIND_ENTRIES_MAX)
+        })
     }
 
     /// Whether a shard has a leader. One that is here counts only while a majority answers
