@@ -16,8 +16,9 @@ use crate::cluster::Credentials;
 /// due.
 const APPLY_AGAIN_AFTER: Range<Duration> =
     Duration::from_secs(5 * 3_600)..Duration::from_secs(7 * 3_600);
-/// A Secret of somebody else's is looked at again after this: it may have another authority.
-const AUTHORITY_AGAIN_AFTER: Duration = Duration::from_secs(300);
+/// What others change without a word is looked at again after this: a Secret with an authority of
+/// theirs, and the token that members join with, which the cluster's own operators exchange.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(300);
 /// When others changed or deleted one of them, all are applied again, at most this often: two that do not agree must
 /// not keep the API server busy.
 const RESTORE_AGAIN_AFTER: Duration = Duration::from_secs(5);
@@ -33,8 +34,10 @@ struct Applied {
 #[derive(Default)]
 pub(crate) struct Memory {
     applied: Option<Applied>,
-    /// When its certificates were looked at.
-    pub certified: Option<Instant>,
+    /// When what others change without a word was looked at.
+    pub looked: Option<Instant>,
+    /// The token that is in the Secret which members join with.
+    pub join_token: Option<String>,
     /// Others changed or deleted something since it was applied.
     pub disturbed: bool,
     /// The uid of an ImCluster whose namespace is being deleted.
@@ -56,10 +59,10 @@ impl Memory {
         })
     }
 
-    /// Whether somebody else's Secret was looked at lately.
-    pub fn knows_authority(&self) -> bool {
-        let certified = self.certified;
-        certified.is_some_and(|when| when.elapsed() < AUTHORITY_AGAIN_AFTER)
+    /// Whether what others change without a word was looked at lately.
+    pub fn looked_lately(&self) -> bool {
+        let looked = self.looked;
+        looked.is_some_and(|when| when.elapsed() < LOOK_AGAIN_AFTER)
     }
 
     /// All is as the spec with this hash wants it.
@@ -112,5 +115,16 @@ mod tests {
         assert!(!memory.disturbed);
         back(&mut memory, APPLY_AGAIN_AFTER.end);
         assert!(!memory.is_current("one"));
+    }
+
+    #[test]
+    fn what_others_change_without_a_word_is_looked_at_every_few_minutes() {
+        let mut memory = Memory::default();
+        assert!(!memory.looked_lately());
+        let now = Instant::now();
+        memory.looked = Some(now);
+        assert!(memory.looked_lately());
+        memory.looked = now.checked_sub(LOOK_AGAIN_AFTER);
+        assert!(memory.looked.is_some() && !memory.looked_lately());
     }
 }

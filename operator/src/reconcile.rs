@@ -395,21 +395,28 @@ impl<C: Connect> Reconciler<C> {
             .as_ref()
             .is_some_and(|one| one.again_at <= now);
         let given = context.cluster.spec.tls.mode == TlsMode::Secret;
-        if !current || rotates || (given && !memory.knows_authority()) {
+        let looks = !memory.looked_lately();
+        if !current || rotates || (given && looks) {
             self.must_lead()?;
             self.certify(context, &members, memory).await?;
-            memory.certified = Some(now);
+        }
+        if (!current || looks || memory.join_token.is_none())
+            && let Some(admin) = &look.admin
+            && let Ok(token) = admin.join_token().await
+            && (!current || memory.join_token.as_ref() != Some(&token))
+        {
+            self.must_lead()?;
+            let secret = secrets::join_token(context, &token);
+            self.applier.apply(context.namespace, &secret).await?;
+            memory.join_token = Some(token);
+        }
+        if looks {
+            memory.looked = Some(now);
         }
         if current {
             return Ok(());
         }
         self.must_lead()?;
-        if let Some(admin) = &look.admin
-            && let Ok(token) = admin.join_token().await
-        {
-            let secret = secrets::join_token(context, &token);
-            self.applier.apply(context.namespace, &secret).await?;
-        }
         let mut refused = None;
         for object in &all {
             match self.applier.apply(context.namespace, object).await {

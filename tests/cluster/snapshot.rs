@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use carillon_proto::admin::SetPolicyRequest;
 use carillon_tests::harness::{Cluster, ClusterOptions, RESTART_LIMIT, http_get};
+use carillon_tests::load::Load;
 use carillon_tests::scenario::Scenario;
 use tokio::time::{sleep, timeout};
 
@@ -32,6 +33,18 @@ fn options() -> ClusterOptions {
     }
 }
 
+/// Kills a node, and lets it miss so much that the log which it would need is gone.
+async fn leave_behind(cluster: &mut Cluster, load: &Load, victim: u64) -> anyhow::Result<()> {
+    let last = cluster.last_indexes(victim).await?;
+    cluster.kill9(victim).await?;
+    load.wait_acknowledged(MISSED_MESSAGES, PROGRESS_LIMIT)
+        .await?;
+    let behind = cluster.purge_beyond(victim, &last, SHARDS as usize).await?;
+    ensure!(behind > 0, "no shard needs a snapshot");
+    println!("{behind} of {SHARDS} shards need a snapshot");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_behind_the_purged_log() {
     let mut scenario = Scenario::new("a_follower_behind_the_purged_log");
@@ -39,13 +52,7 @@ async fn a_follower_behind_the_purged_log() {
     scenario
         .run(async |cluster, load| {
             let victim = 2;
-            let last = cluster.last_indexes(victim).await?;
-            cluster.kill9(victim).await?;
-            load.wait_acknowledged(MISSED_MESSAGES, PROGRESS_LIMIT)
-                .await?;
-            let behind = cluster.purge_beyond(victim, &last, SHARDS as usize).await?;
-            ensure!(behind > 0, "no shard needs a snapshot");
-            println!("{behind} of {SHARDS} shards need a snapshot");
+            leave_behind(cluster, load, victim).await?;
             cluster.restart(victim).await?;
             load.wait_acknowledged(MISSED_MESSAGES, PROGRESS_LIMIT)
                 .await
@@ -62,12 +69,7 @@ async fn who_is_behind_is_not_ready() {
     scenario
         .run(async |cluster, load| {
             let victim = 2;
-            let last = cluster.last_indexes(victim).await?;
-            cluster.kill9(victim).await?;
-            load.wait_acknowledged(MISSED_MESSAGES, PROGRESS_LIMIT)
-                .await?;
-            let behind = cluster.purge_beyond(victim, &last, SHARDS as usize).await?;
-            ensure!(behind > 0, "no shard needs a snapshot");
+            leave_behind(cluster, load, victim).await?;
             snapshots_of(cluster, SLOW_KIB_PER_S).await?;
             cluster.spawn(victim, &[])?;
             let catches_up = async {
@@ -109,12 +111,7 @@ async fn the_sender_of_a_snapshot_dies() {
     scenario
         .run(async |cluster, load| {
             let victim = 2;
-            let last = cluster.last_indexes(victim).await?;
-            cluster.kill9(victim).await?;
-            load.wait_acknowledged(MISSED_MESSAGES, PROGRESS_LIMIT)
-                .await?;
-            let behind = cluster.purge_beyond(victim, &last, SHARDS as usize).await?;
-            ensure!(behind > 0, "no shard needs a snapshot");
+            leave_behind(cluster, load, victim).await?;
             let sender = cluster.leader_heavy_node().await?;
             cluster.spawn(victim, &[])?;
             // While it starts and asks for its snapshots.

@@ -55,9 +55,18 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        // What all of OpenTelemetry takes from its environment.
+        if request
+            .metadata()
+            .get("x-tenant")
+            .is_none_or(|who| who != "im")
+        {
+            return Err(Status::unauthenticated("x-tenant is not im"));
+        }
         for resource in request.into_inner().resource_spans {
             let of = resource.resource.unwrap_or_default().attributes;
             assert_eq!(attribute(&of, "service.name"), "carillon-node");
+            assert_eq!(attribute(&of, "deployment"), "blue");
             let node = attribute(&of, "service.instance.id");
             for span in resource
                 .scope_spans
@@ -123,6 +132,12 @@ fn traced(endpoint: SocketAddr) -> ClusterOptions {
         extra_config: format!(
             "\n[tracing]\notlp_endpoint = \"http://{endpoint}\"\nsample_ratio = 1.0\n"
         ),
+        env: [
+            ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=im"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "deployment=blue"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into(),
         ..ClusterOptions::default()
     }
 }
